@@ -1,0 +1,59 @@
+"""Everything this package raises on purpose.
+
+Each message says what went wrong, the value found, the limit, and the remedy, in one paragraph.
+
+::
+
+    EtsamZarrError
+    ├── InputError (ValueError)            a volume that cannot be read or used
+    │   └── InputNotFoundError (FileNotFoundError)
+    ├── SettingsError (ValueError)         a setting out of range, or two that contradict
+    ├── ModelError (ValueError)            a model config or checkpoint that cannot be used
+    ├── DoesNotFitError (MemoryError)      the plan needs more memory or disk than there is
+    ├── OutputError (OSError)              a destination that cannot be written
+    │   └── OutputExistsError (FileExistsError)
+    └── RunStoreError (ValueError)         a run store that is damaged, absent or of another configuration
+        └── FingerprintError
+"""
+
+from __future__ import annotations
+
+
+class EtsamZarrError(Exception):
+    """Base of all errors of this package; the command line prints its message and exits with 1."""
+
+
+class InputError(EtsamZarrError, ValueError):
+    """The input volume cannot be read or used."""
+
+
+class InputNotFoundError(InputError, FileNotFoundError):
+    """There is nothing at the given path."""
+
+
+class SettingsError(EtsamZarrError, ValueError):
+    """A setting is out of range, or contradicts another one."""
+
+
+class ModelError(EtsamZarrError, ValueError):
+    """A model configuration or checkpoint cannot be used."""
+
+
+class DoesNotFitError(EtsamZarrError, MemoryError):
+    """What is planned needs more memory or disk than there is; nothing has been started."""
+
+
+class OutputError(EtsamZarrError, OSError):
+    """The destination cannot be written (disk full, no permission)."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
+    """Something lies at the destination already and nobody asked to overwrite it."""
+
+
+class RunStoreError(EtsamZarrError, ValueError):
+    """There is no run store at the path, or it is damaged."""
+
+
+class FingerprintError(RunStoreError):
+    """The run store was made with other settings, another model or another volume."""

@@ -1,0 +1,1 @@
+"""Out-of-core ETSAM: membranes of cryo-electron tomograms of any size, chunk by chunk."""

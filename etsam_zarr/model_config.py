@@ -1,0 +1,157 @@
+"""Model configurations in sam2's YAML format: which there are, what they say, and that they are harmless.
+
+Reading one imports neither torch nor sam2, so that planning is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etsam_zarr.errors import ModelError
+
+SAM2_NAMES = {
+    "sam2.1_hiera_t": "sam2.1/sam2.1_hiera_t.yaml",
+    "sam2.1_hiera_s": "sam2.1/sam2.1_hiera_s.yaml",
+    "sam2.1_hiera_b+": "sam2.1/sam2.1_hiera_b+.yaml",
+    "sam2.1_hiera_l": "sam2.1/sam2.1_hiera_l.yaml",
+}
+"""Configurations that sam2 brings, by the names used here."""
+BUNDLED_FOLDER = Path(__file__).parent / "models"
+SEEDED_MODEL = "seeded-256"
+ETSAM_MODEL = "sam2.1_hiera_b+"
+"""The configuration that ETSAM's published weights belong to."""
+
+PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checked model configuration, and the numbers that planning needs from it."""
+
+    name: str
+    """The name or path it was asked for by."""
+    tree: dict[str, Any]
+    """The content of the ``model`` section, all interpolations resolved."""
+    image_size: int
+    """Edge of the square image that the model sees, in pixels."""
+    memory_dim: int
+    """Channels of a memory feature."""
+    hidden_dim: int
+    """Channels of the image embedding, and of an object pointer."""
+    backbone_stride: int
+    """Image pixels per embedding cell."""
+    recent_memories: int
+    """How many previous slices' memories one slice reads."""
+    recent_pointers: int
+    """How many previous slices' object pointers one slice reads."""
+    max_conditioning: int
+    """How many prompted slices one slice reads at most; -1 is all."""
+    digest: str
+    """SHA-256 of the configuration's content."""
+
+    @property
+    def native_size(self) -> int:
+        """Edge of the logits that the decoder makes, in pixels: a quarter of the image."""
+        return self.image_size // 4
+
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens of one slice's memory."""
+        return (self.image_size // self.backbone_stride) ** 2
+
+
+def read_model_config(model: str) -> ModelConfig:
+    """Read a configuration by bundled name or by the path of a YAML file in sam2's format.
+
+    Raises
+    ------
+    ModelError
+        There is no such name or file, it is not such a configuration, or it names a class outside sam2.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = _config_path(model)
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ModelError(
+            f"The model config {path} cannot be read as YAML: {error}. Give a config in sam2's own format."
+        ) from error
+    tree = loaded.get("model") if isinstance(loaded, dict) else None
+    if not isinstance(tree, dict):
+        raise ModelError(
+            f"The model config {path} has no section 'model'. Give a config in sam2's own format, for example a copy "
+            f"of {SAM2_NAMES['sam2.1_hiera_t']} from the sam2 package."
+        )
+    tree = {str(key): value for key, value in tree.items()}
+    _refuse_foreign_targets(tree, path)
+    tree["_target_"] = PREDICTOR
+    tree["non_overlap_masks"] = False
+    try:
+        return ModelConfig(
+            name=model,
+            tree=tree,
+            image_size=int(tree["image_size"]),
+            memory_dim=int(tree["memory_encoder"]["out_dim"]),
+            hidden_dim=int(tree["image_encoder"]["neck"]["d_model"]),
+            backbone_stride=int(tree.get("backbone_stride", 16)),
+            recent_memories=int(tree.get("num_maskmem", 7)) - 1,
+            recent_pointers=int(tree.get("max_obj_ptrs_in_encoder", 16)) - 1,
+            max_conditioning=int(tree.get("max_cond_frames_in_attn", -1)),
+            digest=hashlib.sha256(repr(sorted(_flat(tree))).encode()).hexdigest(),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"The model config {path} lacks a usable value for {error}. Give a complete config in sam2's format."
+        ) from error
+
+
+def known_models() -> tuple[str, ...]:
+    """Return the names that ``--model`` takes besides paths."""
+    return (*sorted(path.stem for path in BUNDLED_FOLDER.glob("*.yaml")), *SAM2_NAMES)
+
+
+def _config_path(model: str) -> Path:
+    if model in SAM2_NAMES:
+        spec = importlib.util.find_spec("sam2")
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError("The package sam2 is not installed. Install etsam-zarr with its dependencies.")
+        return Path(spec.submodule_search_locations[0]) / "configs" / SAM2_NAMES[model]
+    bundled = BUNDLED_FOLDER / f"{model}.yaml"
+    if bundled.parent == BUNDLED_FOLDER and bundled.is_file():
+        return bundled
+    path = Path(model)
+    if not path.is_file():
+        raise ModelError(
+            f"There is no model {model!r}: it is neither a file nor one of {', '.join(known_models())}. "
+            "Give --model one of these names or the path of a YAML config."
+        )
+    return path
+
+
+def _refuse_foreign_targets(node: object, path: Path) -> None:
+    """Refuse any ``_target_`` that is not a class of sam2: a config file must not be able to run code."""
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not (isinstance(target, str) and target.startswith("sam2.")):
+            raise ModelError(
+                f"The model config {path} names {target!r} as a _target_, but only classes of sam2 are allowed, "
+                "because building any other could run arbitrary code. Remove it."
+            )
+        for value in node.values():
+            _refuse_foreign_targets(value, path)
+    elif isinstance(node, list):
+        for value in node:
+            _refuse_foreign_targets(value, path)
+
+
+def _flat(node: object, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(node, dict):
+        return [item for key, value in node.items() for item in _flat(value, f"{prefix}.{key}")]
+    return [(prefix, repr(node))]

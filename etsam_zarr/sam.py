@@ -1,0 +1,297 @@
+"""The one module that talks to sam2: it builds the predictor and walks it through a volume, slice by slice.
+
+sam2's own video predictor keeps every frame's output for ever and wants all frames in memory. Here it is fed lazily
+and everything it will never read again is dropped after each slice; its results are the same to the last bit.
+(In this file only, a slice is sometimes called a frame, as sam2 does.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import sam2.sam2_video_predictor as sam2_video
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+
+from etsam_zarr.checkpoint import load_weights
+from etsam_zarr.config import Precision
+from etsam_zarr.errors import ModelError
+from etsam_zarr.geometry import Span
+from etsam_zarr.model_config import ModelConfig
+
+MEMBRANE = 1
+"""The object id under which the membranes are tracked."""
+
+Tensors = dict[str, torch.Tensor]
+
+# sam2 takes its frames through two names of its module; they are replaced for the moment of a call only.
+_FEEDING = threading.Lock()
+
+
+class Frames(Protocol):
+    """The slices as the model's image encoder wants them, made when asked for."""
+
+    def __len__(self) -> int:
+        """Return the depth of the volume."""
+        ...
+
+    def __getitem__(self, z: int) -> torch.Tensor:
+        """Return slice ``z`` as float32 of shape (3, image size, image size)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SliceOutput:
+    """What the model says about one slice."""
+
+    z: int
+    native: torch.Tensor
+    """Logits at a quarter of the image size, float32, shape (native, native), on the CPU."""
+    full: torch.Tensor
+    """Logits at the slice's own size, float32, shape (height, width), on the CPU."""
+    object_score: float
+    """Logit of "there is an object in this slice"."""
+    object_pointer: torch.Tensor
+    """Float32, shape (hidden dim,), on the CPU."""
+
+
+def build_predictor(
+    config: ModelConfig,
+    weights: Mapping[str, torch.Tensor] | None,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    origin: str = "weights",
+) -> Any:  # noqa: ANN401 - sam2 has no type information
+    """Build a ``SAM2VideoPredictor`` as ETSAM does: without sam2's hole filling, in evaluation mode.
+
+    Parameters
+    ----------
+    weights
+        State dict to load; None leaves the initial values, drawn from ``seed``.
+    origin
+        Where the weights come from, for error messages.
+
+    Raises
+    ------
+    ModelError
+        The configuration cannot be built or the weights do not fit it.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            predictor = instantiate(config.tree, _recursive_=True)
+    except (HydraException, TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"The model config {config.name} cannot be built: {error}. Compare it with a config of the sam2 package."
+        ) from error
+    if not isinstance(predictor, sam2_video.SAM2VideoPredictor):
+        raise ModelError(f"The model config {config.name} does not describe a SAM 2 model.")
+    if weights is not None:
+        load_weights(predictor, weights, origin=origin)
+    predictor.eval()
+    return predictor.to(device)
+
+
+class Propagation:
+    """SAM 2's walk through one volume (or tile): prompts first, then slice after slice, in order.
+
+    Parameters
+    ----------
+    predictor
+        As :func:`build_predictor` makes it. Nothing of a walk is kept in it.
+    frames
+        The slices; ``len(frames)`` must be the full depth even if only a part is walked.
+    height, width
+        Size of a slice in voxels, to which ``SliceOutput.full`` is brought.
+    precision
+        ``"bfloat16"`` runs the model under autocast, as ETSAM does on GPUs.
+    """
+
+    def __init__(
+        self, predictor: Any, frames: Frames, *, height: int, width: int, precision: Precision = "float32"  # noqa: ANN401
+    ) -> None:
+        self._predictor = predictor
+        self._precision = precision
+        with self._computing(), _fed_by(frames, height, width):
+            self._state = predictor.init_state(video_path=None)
+        self._slot = predictor._obj_id_to_idx(self._state, MEMBRANE)
+
+    def prompt(self, z: int, mask: npt.NDArray[np.bool_]) -> None:
+        """Give slice ``z`` a prompt mask of shape (height, width) and encode its memory.
+
+        All prompts come before the walk, in the order in which ETSAM gives them.
+        """
+        with self._computing():
+            self._predictor.add_new_mask(self._state, frame_idx=z, obj_id=MEMBRANE, mask=torch.from_numpy(mask))
+            # Encoding the memory now, not for all prompts at the start of the walk, finds the image features of this
+            # slice still cached; they are the same.
+            self._predictor.propagate_in_video_preflight(self._state)
+        self._state["mask_inputs_per_obj"][self._slot].clear()
+
+    @property
+    def prompted(self) -> tuple[int, ...]:
+        """The prompted slices, in the order in which they were prompted."""
+        return tuple(self._outputs["cond_frame_outputs"])
+
+    def walk(self, span: Span, on_slice: Callable[[SliceOutput], None]) -> None:
+        """Compute the slices of ``span`` in order and hand each to ``on_slice``.
+
+        The walk must go on where the last one (or the restored state) ended.
+        """
+        steps = self._predictor.propagate_in_video(
+            self._state, start_frame_idx=span.start, max_frame_num_to_track=span.size - 1
+        )
+        for z in range(span.start, span.stop):
+            with self._computing(), _quiet() if z == span.start else contextlib.nullcontext():
+                _, _, full = next(steps)
+            output = self._output_of(z)
+            on_slice(
+                SliceOutput(
+                    z=z,
+                    native=output["pred_masks"][0, 0].cpu(),
+                    full=full[0, 0].cpu(),
+                    object_score=float(output["object_score_logits"]),
+                    object_pointer=output["obj_ptr"][0].float().cpu(),
+                )
+            )
+            self._forget_before(z + 1)
+
+    def predict_backwards(self, z: int) -> torch.Tensor:
+        """Predict a prompted slice from the slices after it; native logits, float32, on the CPU.
+
+        A prompted slice's own output is just its prompt. This looks at it as a walk in the reverse direction
+        would, from the memories of the following slices that are still held, and changes nothing in the walk.
+        """
+        with self._computing():
+            output, _ = self._predictor._run_single_frame_inference(
+                inference_state=self._state,
+                output_dict=self._outputs,
+                frame_idx=z,
+                batch_size=1,
+                is_init_cond_frame=False,
+                point_inputs=None,
+                mask_inputs=None,
+                reverse=True,
+                run_mem_encoder=False,
+            )
+        native: torch.Tensor = output["pred_masks"][0, 0].cpu()
+        return native
+
+    def recent_state(self) -> Tensors:
+        """Return what the next slices read of the previous ones, to go on later with :meth:`restore`."""
+        return _packed(self._outputs["non_cond_frame_outputs"])
+
+    def conditioning_state(self) -> Tensors:
+        """Return the prompted slices' outputs, in prompting order, which the whole walk reads."""
+        constants = self._state["constants"]["maskmem_pos_enc"]
+        positions = {f"position_encoding.{level}": value for level, value in enumerate(constants)}
+        return {**_packed(self._outputs["cond_frame_outputs"], with_masks=True), **positions}
+
+    def restore(self, *, conditioning: Tensors, recent: Tensors) -> None:
+        """Continue an earlier walk: take over its state instead of prompting."""
+        device = self._state["device"]
+        positions = [
+            conditioning[f"position_encoding.{level}"].to(device)
+            for level in range(sum(name.startswith("position_encoding.") for name in conditioning))
+        ]
+        self._state["constants"]["maskmem_pos_enc"] = positions
+        for key, packed in (("cond_frame_outputs", conditioning), ("non_cond_frame_outputs", recent)):
+            self._outputs[key].clear()
+            self._outputs[key].update(_unpacked(packed, positions, device))
+
+    @property
+    def _outputs(self) -> dict[str, dict[int, dict[str, Any]]]:
+        outputs: dict[str, dict[int, dict[str, Any]]] = self._state["output_dict_per_obj"][self._slot]
+        return outputs
+
+    def _output_of(self, z: int) -> dict[str, Any]:
+        prompted = self._outputs["cond_frame_outputs"]
+        return prompted[z] if z in prompted else self._outputs["non_cond_frame_outputs"][z]
+
+    def _forget_before(self, z: int) -> None:
+        """Drop all that slice ``z`` and those after it never read.
+
+        SAM 2 reads the memories of the last ``num_maskmem - 1`` slices (further back with a temporal stride) and
+        the object pointers of the last ``max_obj_ptrs_in_encoder - 1``; logits of earlier slices never.
+        """
+        model = self._predictor
+        oldest_memory = z - max(1, model.memory_temporal_stride_for_eval) * (model.num_maskmem - 1)
+        oldest_pointer = z - (model.max_obj_ptrs_in_encoder - 1)
+        recent = self._outputs["non_cond_frame_outputs"]
+        for earlier in [key for key in recent if key < min(oldest_memory, oldest_pointer)]:
+            del recent[earlier]
+        for earlier, output in recent.items():
+            output["pred_masks"] = None
+            if earlier < oldest_memory:
+                output["maskmem_features"] = None
+        self._state["frames_tracked_per_obj"][self._slot].clear()
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        device = self._predictor.device.type
+        with (
+            torch.inference_mode(),
+            torch.autocast(device, dtype=torch.bfloat16, enabled=self._precision == "bfloat16"),
+        ):
+            yield
+
+
+_FIELDS = ("maskmem_features", "obj_ptr", "object_score_logits")
+
+
+def _packed(outputs: dict[int, dict[str, Any]], *, with_masks: bool = False) -> Tensors:
+    """Flatten per-slice outputs to named tensors; the leading number keeps their order, which sets rounding."""
+    fields = (*_FIELDS, "pred_masks") if with_masks else _FIELDS
+    return {
+        f"{order:06d}.{z}.{field}": output[field].contiguous()
+        for order, (z, output) in enumerate(outputs.items())
+        for field in fields
+        if output[field] is not None
+    }
+
+
+def _unpacked(packed: Tensors, positions: list[torch.Tensor], device: torch.device) -> dict[int, dict[str, Any]]:
+    outputs: dict[int, dict[str, Any]] = {}
+    for name in sorted(packed):
+        if name.startswith("position_encoding."):
+            continue
+        _, z, field = name.split(".")
+        blank = {"maskmem_pos_enc": positions, "pred_masks": None, "maskmem_features": None}
+        outputs.setdefault(int(z), blank)[field] = packed[name].to(device)
+    return outputs
+
+
+@contextlib.contextmanager
+def _replaced(**names: object) -> Iterator[None]:
+    """Replace names of sam2's module for the duration of one call."""
+    with _FEEDING:
+        before = {name: getattr(sam2_video, name) for name in names}
+        try:
+            for name, value in names.items():
+                setattr(sam2_video, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(sam2_video, name, value)
+
+
+def _fed_by(frames: Frames, height: int, width: int) -> contextlib.AbstractContextManager[None]:
+    """Let ``init_state`` take ``frames`` where it would load pictures from a folder."""
+    return _replaced(load_video_frames=lambda **_: (frames, height, width))
+
+
+def _quiet() -> contextlib.AbstractContextManager[None]:
+    """Keep sam2 from drawing a progress bar of its own; it builds one on a walk's first step."""
+
+    def no_bar(items: Iterable[Any], **_: object) -> Iterable[Any]:
+        return items
+
+    return _replaced(tqdm=no_bar)

@@ -40,6 +40,33 @@ class Span:
         return f"{self.start}:{self.stop}"
 
 
+def box_within(shape: Shape3, z: Span, y: Span | None, x: Span | None) -> tuple[Span, Span, Span]:
+    """Return the spans of a box in z, y, x, with None meaning the whole axis.
+
+    Raises
+    ------
+    IndexError
+        The box ends outside ``shape``.
+
+    >>> [str(s) for s in box_within((9, 8, 7), Span(2, 4), None, Span(1, 7))]
+    ['2:4', '0:8', '1:7']
+    """
+    box = (z, Span(0, shape[1]) if y is None else y, Span(0, shape[2]) if x is None else x)
+    for axis, span, size in zip("zyx", box, shape, strict=True):
+        if span.stop > size:
+            raise IndexError(f"the box ends at {axis} = {span.stop}, the volume at {size}")
+    return box
+
+
+def aligned(span: Span, size: int, end: int) -> Span:
+    """Return ``span`` grown outwards to multiples of ``size``, but not past ``end``.
+
+    >>> str(aligned(Span(5, 17), 8, 20)), str(aligned(Span(5, 17), 8, 100))
+    ('0:20', '0:24')
+    """
+    return Span(span.start // size * size, min(end, ceil_div(span.stop, size) * size))
+
+
 def ceil_div(a: int, b: int) -> int:
     """Return ``a / b`` rounded up, for ``b > 0``.
 

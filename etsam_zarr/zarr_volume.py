@@ -1,0 +1,322 @@
+"""Zarr arrays and levels of OME-Zarr images as volumes, whatever store they lie in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import math
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from etsam_zarr.errors import InputError
+from etsam_zarr.geometry import Shape3, Span, aligned, box_within, cut
+from etsam_zarr.ome import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
+from etsam_zarr.volume import Array, Volume, VolumeInfo
+
+DEFAULT_CACHE_BYTES = 1 << 30
+_SAMPLES = 64
+_SAMPLE_BYTES = 4096
+# What stores and decoders raise on bytes they cannot read; zarr has no common error for it.
+_DECODING_ERRORS = (RuntimeError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+class ZarrVolume(Volume):
+    """One Zarr array, version 2 or 3, seen as a volume in z, y, x.
+
+    A slab cuts through chunks that are usually deeper than it, so the last layer of chunks that was read
+    stays in memory, decoded, and the next slabs are served from it. A layer larger than ``cache_bytes`` is
+    not kept: its chunks are then decoded anew for every slab, which costs time instead of memory.
+
+    Parameters
+    ----------
+    array
+        The array; dimensions other than the three spatial ones have length 1.
+    info
+        Facts of the volume.
+    spatial
+        Which dimensions of the array are z, y and x.
+    cache_bytes
+        Most bytes of decoded chunks to keep.
+    """
+
+    def __init__(
+        self,
+        array: zarr.Array[Any],
+        info: VolumeInfo,
+        *,
+        spatial: tuple[int, int, int],
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        super().__init__(info)
+        self._array = array
+        self._spatial = spatial
+        self._layers = _LayerCache(cache_bytes)
+
+    def read(self, z: Span, y: Span | None = None, x: Span | None = None) -> Array:
+        """Return the voxels of a box; see :meth:`Volume.read`."""
+        info = self.info
+        box = box_within(info.shape, z, y, x)
+        columns = [aligned(span, n, end) for span, n, end in zip(box, info.chunks, info.shape, strict=True)][
+            1:
+        ]
+        layer_bytes = info.chunks[0] * columns[0].size * columns[1].size * info.dtype.itemsize
+        keep = layer_bytes <= self._layers.most_bytes
+        values = np.empty(tuple(span.size for span in box), info.dtype)
+        for part in cut(z, info.chunks[0]) if keep else (z,):
+            layer = aligned(part, info.chunks[0], info.shape[0])
+            target = slice(part.start - z.start, part.stop - z.start)
+            if not keep or (layer == part and (columns[0], columns[1]) == box[1:]):
+                values[target] = self._decode((part, box[1], box[2]))
+                continue
+            decoded = self._layers.get((layer, columns[0], columns[1]), self._decode)
+            inside = zip((part, *box[1:]), (layer, *columns), strict=True)
+            values[target] = decoded[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in inside)]
+        return values
+
+    def _decode(self, box: tuple[Span, Span, Span]) -> Array:
+        index: list[int | slice] = [0] * self._array.ndim
+        for dimension, span in zip(self._spatial, box, strict=True):
+            index[dimension] = span.as_slice()
+        try:
+            values = np.asarray(self._array[tuple(index)])
+        except _DECODING_ERRORS as error:
+            where = " x ".join(f"{axis} {span}" for axis, span in zip("zyx", box, strict=True))
+            raise InputError(
+                f"{self.info.uri}: the voxels at {where} cannot be read, since a chunk there is damaged or "
+                f"out of reach ({type(error).__name__}: {error}). Copy or download the store again, then "
+                "give the same command again."
+            ) from error
+        return values if values.dtype == self.info.dtype else values.astype(self.info.dtype)
+
+    def digest(self) -> str:
+        """Return a SHA-256 over the array's metadata, its place in space and samples of 64 stored chunks."""
+        described = self._array.metadata.to_dict()
+        described.pop("attributes", None)
+        facts = [described, self.info.shape, self._spatial]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        for sample in sync(self._stored_samples()):
+            # Length first, so that "no chunk" differs from an empty one and samples cannot run into each
+            # other.
+            digest.update(b"-" if sample is None else f"{len(sample)}:".encode() + sample)
+        return digest.hexdigest()
+
+    async def _stored_samples(self) -> list[bytes | None]:
+        """Read the first 4 KiB of stored chunks (or shards) spread evenly over the array, in order."""
+        array = self._array
+        stored = array.shards or array.chunks
+        grid = tuple(math.ceil(size / chunk) for size, chunk in zip(array.shape, stored, strict=True))
+        count = math.prod(grid)
+        prototype = default_buffer_prototype()
+        samples: list[bytes | None] = []
+        for number in sorted({index * (count - 1) // (_SAMPLES - 1) for index in range(_SAMPLES)}):
+            position = tuple(int(i) for i in np.unravel_index(number, grid))
+            path = array.store_path / array.metadata.encode_chunk_key(position)
+            found = await path.get(prototype, byte_range=RangeByteRequest(0, _SAMPLE_BYTES))
+            samples.append(None if found is None else found.to_bytes())
+        return samples
+
+    def close(self) -> None:
+        """Forget the decoded chunks."""
+        self._layers.clear()
+
+
+_Box = tuple[Span, Span, Span]
+
+
+class _LayerCache:
+    """Decoded chunk layers, for each column of chunks the last one, the least recently used dropped first."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Span, Span], tuple[Span, Array]] = OrderedDict()
+
+    def get(self, box: _Box, decode: Any) -> Array:  # noqa: ANN401 - typed below
+        z, *column = box
+        key = (column[0], column[1])
+        # Decoding under the lock: threads that ask for the same layer wait for it instead of decoding it
+        # twice.
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and kept[0] == z:
+                self._kept.move_to_end(key)
+                return kept[1]
+            self._kept.pop(key, None)
+            layer: Array = decode(box)
+            self._kept[key] = (z, layer)
+            while sum(array.nbytes for _, array in self._kept.values()) > self.most_bytes:
+                self._kept.popitem(last=False)
+            return layer
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
+
+@dataclass(frozen=True)
+class ZarrSource:
+    """Where a Zarr volume lies and how it is to be understood."""
+
+    store: Store
+    uri: str
+    """For messages and :attr:`VolumeInfo.uri`; no credentials."""
+    name: str
+    level: int = 0
+    voxel_size: tuple[float, float, float] | None = None
+
+
+def open_zarr_volume(source: ZarrSource, *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> ZarrVolume:
+    """Open an OME-Zarr level or a bare array in any Zarr store.
+
+    Raises
+    ------
+    InputError
+        There is no array to be had, or none that is a volume.
+    """
+    node = _open_node(source)
+    if isinstance(node, zarr.Array):
+        if source.level != 0:
+            raise InputError(
+                f"{source.uri} is a single Zarr array, so it has only level 0, not {source.level}. Leave "
+                "out --level, or give the OME-Zarr group that holds the levels."
+            )
+        return _volume(node, source, _bare_placement(node, source), "zarr", cache_bytes)
+    multiscale = parse_multiscale(node.attrs.asdict(), uri=source.uri)
+    if multiscale is None:
+        raise InputError(_no_image(node, source.uri))
+    array = _level_array(node, multiscale, source)
+    level = multiscale.levels[source.level]
+    placement = place(multiscale, level, array.shape, uri=source.uri)
+    return _volume(array, source, placement, f"ome-zarr {multiscale.version}", cache_bytes)
+
+
+def _open_node(source: ZarrSource) -> zarr.Array[Any] | zarr.Group:
+    try:
+        return zarr.open(source.store, mode="r")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{source.uri} is a folder but no Zarr: it holds no .zgroup, .zarray or zarr.json. Give the "
+            "folder whose name usually ends in .zarr, or an MRC file."
+        ) from error
+    except (*_DECODING_ERRORS, KeyError, TypeError) as error:
+        raise InputError(
+            f"The Zarr metadata of {source.uri} cannot be read ({type(error).__name__}: {error}). Copy or "
+            "download the store again."
+        ) from error
+
+
+def _level_array(group: zarr.Group, multiscale: Multiscale, source: ZarrSource) -> zarr.Array[Any]:
+    count = len(multiscale.levels)
+    if not 0 <= source.level < count:
+        raise InputError(
+            f"{source.uri} has {count} level(s), 0 to {count - 1}; there is no level {source.level}. "
+            "Choose another --level."
+        )
+    path = multiscale.levels[source.level].path
+    try:
+        array = group[path]
+    except (*_DECODING_ERRORS, KeyError, TypeError) as error:
+        raise InputError(
+            f"{source.uri} names the array {path!r} for level {source.level}, but it is missing or cannot "
+            f"be read ({type(error).__name__}: {error}). Copy or download the store again, or choose "
+            "another --level."
+        ) from error
+    if not isinstance(array, zarr.Array):
+        raise InputError(
+            f"{source.uri} names {path!r} for level {source.level}, which is a group. Correct the metadata."
+        )
+    return array
+
+
+def _bare_placement(array: zarr.Array[Any], source: ZarrSource) -> Placement:
+    warnings: list[str] = []
+    stored = getattr(array.metadata, "dimension_names", None)
+    names = tuple(name.lower() for name in stored) if stored and all(stored) else ()
+    spatial: tuple[int, int, int]
+    if sorted(name for name in names if name in "zyx") == ["x", "y", "z"]:
+        spatial = spatial_dimensions(names, array.shape, uri=source.uri, warnings=warnings)
+    else:
+        extra = array.ndim - 3
+        if extra < 0 or any(size != 1 for size in array.shape[:extra]):
+            shape = " x ".join(str(size) for size in array.shape)
+            raise InputError(
+                f"{source.uri} is an array of {array.ndim} dimensions ({shape}); a volume in z, y, x is "
+                "needed, at most with leading dimensions of length 1. Store the volume as an array of its "
+                "own."
+            )
+        spatial = (extra, extra + 1, extra + 2)
+    warnings.append("A bare Zarr array gives no voxel size; give it with --voxel-size.")
+    return Placement(spatial, None, (0.0, 0.0, 0.0), tuple(warnings))
+
+
+def _volume(
+    array: zarr.Array[Any], source: ZarrSource, placement: Placement, kind: str, cache_bytes: int
+) -> ZarrVolume:
+    _check_type(array.dtype, source.uri)
+    shape = _pick(array.shape, placement.spatial)
+    if min(shape) < 2:
+        raise InputError(
+            f"{source.uri} holds {shape[0]} x {shape[1]} x {shape[2]} voxels: an image, not a volume. At "
+            "least 2 slices are needed; give the reconstructed tomogram, or a finer --level."
+        )
+    warnings = placement.warnings
+    if source.voxel_size is not None:
+        warnings = tuple(sentence for sentence in warnings if "--voxel-size" not in sentence)
+    info = VolumeInfo(
+        uri=source.uri,
+        name=source.name,
+        format=kind,
+        shape=shape,
+        dtype=array.dtype.newbyteorder("="),
+        chunks=_pick(array.chunks, placement.spatial),
+        voxel_size=source.voxel_size or placement.voxel_size,
+        origin=placement.origin,
+        warnings=warnings,
+    )
+    return ZarrVolume(array, info, spatial=placement.spatial, cache_bytes=cache_bytes)
+
+
+def _check_type(dtype: np.dtype[Any], uri: str) -> None:
+    if dtype.kind not in "iufb":
+        raise InputError(
+            f"{uri} holds values of type {dtype}; integers or floating-point numbers are needed. Convert "
+            "the array first."
+        )
+
+
+def _pick(sizes: Sequence[int], dimensions: tuple[int, int, int]) -> Shape3:
+    z, y, x = (sizes[dimension] for dimension in dimensions)
+    return z, y, x
+
+
+def _no_image(group: zarr.Group, uri: str) -> str:
+    found = []
+    try:
+        for path, node in group.members(max_depth=2):
+            if isinstance(node, zarr.Array):
+                found.append(f"{path} ({' x '.join(str(size) for size in node.shape)})")
+            elif parse_multiscale(node.attrs.asdict(), uri=uri) is not None:
+                found.append(f"{path} (an OME-Zarr image)")
+    except (*_DECODING_ERRORS, KeyError, TypeError, NotImplementedError):
+        found = []  # a store that cannot list its content
+    if not found:
+        return (
+            f"{uri} is a Zarr group without OME-Zarr metadata ('multiscales') and without arrays that "
+            "could be listed. Give an OME-Zarr image, or the path of one array."
+        )
+    return (
+        f"{uri} is a Zarr group without OME-Zarr metadata ('multiscales'). It holds "
+        f"{', '.join(found[:8])}: give the path of one of these instead, for example "
+        f"{uri.rstrip('/')}/{found[0].split(' ')[0]}."
+    )

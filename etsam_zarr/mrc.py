@@ -113,7 +113,7 @@ class MrcVolume(Volume):
         return header.data_at + (section * header.stored_shape[1] + row) * header.row_bytes
 
     def _read_into(self, target: Array, offset: int) -> None:
-        view = memoryview(target.reshape(-1).view(np.uint8))
+        view = target.reshape(-1).view(np.uint8).data
         while view:
             try:
                 count = os.preadv(self._file, [view], offset)

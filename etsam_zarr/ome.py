@@ -1,255 +1,284 @@
-"""OME-Zarr metadata: what a multiscale image says about its levels, and what we write.
+"""Writes OME-Zarr images and labels: metadata and empty arrays, to be filled later.
 
-Reads 0.4 and 0.5, and 0.1 to 0.3 as far as they go (https://ngff.openmicroscopy.org). Two deviations of
-stored tomograms are followed rather than refused, each with a warning: older stores of the CryoET Data
-Portal list the axes as x, y, z although their arrays are z, y, x (scales are then taken in the order of the
-array), and leave out the unit, which is angstrom.
+Images and labels of 0.4 are Zarr 2 with "/" between chunk indices, those of 0.5 Zarr 3; both carry the
+levels "0", "1", ... . The metadata follows https://ngff.openmicroscopy.org/0.4/ and /0.5/ and is checked in
+the tests with yaozarrs and ome-zarr-models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from etsam_zarr.errors import InputError
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+import zarr
+import zarr.codecs
+from zarr.core.chunk_key_encodings import V2ChunkKeyEncoding
+
+from etsam_zarr.atomic import disk_errors
+from etsam_zarr.errors import SettingsError
+from etsam_zarr.geometry import Shape3, pyramid_shapes
 
 OmeVersion = Literal["0.4", "0.5"]
+ZarrFormat = Literal[2, 3]
 Vector3 = tuple[float, float, float]
+Rgba = tuple[int, int, int, int]
 
-_ANGSTROM_PER_UNIT = {
-    "angstrom": 1.0,
-    "picometer": 0.01,
-    "nanometer": 10.0,
-    "micrometer": 1e4,
-    "millimeter": 1e7,
-    "meter": 1e10,
-}
-# Axes were not stored before 0.3: five dimensions in this order.
-_IMPLIED_AXES = "tczyx"
+# zstd behind a byte shuffle, at its fastest level: see docs and benchmarks of the conversion for what it
+# saves.
+_COMPRESSOR: Literal["zstd"] = "zstd"
+_COMPRESSION_LEVEL = 1
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One dimension of a stored array."""
+class ImageMetadata:
+    """What is written about a multiscale image, whatever the version."""
 
     name: str
-    unit: str | None = None
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution, its transformations combined with those of the whole image."""
-
-    path: str
-    """Path of the array below the group."""
-    scale: tuple[float, ...] | None
-    """One factor per axis, in the axes' units; None where nothing is stored."""
-    translation: tuple[float, ...] | None
-
-
-@dataclass(frozen=True)
-class Multiscale:
-    """The first multiscale image of a group, finest level first."""
-
-    version: str
-    axes: tuple[Axis, ...]
-    """Empty before 0.3."""
-    levels: tuple[Level, ...]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How the dimensions of one level become a volume in z, y, x."""
-
-    spatial: tuple[int, int, int]
-    """Which dimensions are z, y and x; all others have length 1."""
+    levels: int
+    """How many levels there are, each half as fine as the one before in z, y and x."""
     voxel_size: Vector3 | None
-    """Angstrom, z, y, x."""
-    origin: Vector3
-    """Angstrom, z, y, x."""
-    warnings: tuple[str, ...]
+    """Of the finest level, angstrom, z, y, x; None writes a scale of 1 without a unit."""
+    origin: Vector3 = (0.0, 0.0, 0.0)
+    """Centre of the finest level's first voxel, angstrom, z, y, x."""
+    reduction: str = "mean"
+    """How a voxel is made from the finer level's eight: ``"mean"``, ``"max"`` or ``"mode"``."""
+
+    def scale(self, level: int) -> Vector3:
+        """Return the voxel size at ``level``."""
+        z, y, x = self.voxel_size or (1.0, 1.0, 1.0)
+        return z * 2**level, y * 2**level, x * 2**level
+
+    def translation(self, level: int) -> Vector3:
+        """Return where the centre of the first voxel of ``level`` lies.
+
+        A voxel of level k covers 2^k of the finest along each axis, so that its centre lies (2^k - 1) / 2 of
+        them further in.
+        """
+        shift = (2**level - 1) / 2
+        z, y, x = (
+            start + shift * size
+            for start, size in zip(self.origin, self.voxel_size or (1.0, 1.0, 1.0), strict=True)
+        )
+        return z, y, x
 
 
-def parse_multiscale(attributes: Mapping[str, Any], *, uri: str) -> Multiscale | None:
-    """Read the attributes of a group; None if they hold no multiscale image.
+@dataclass(frozen=True)
+class LabelMetadata:
+    """What a label image says beyond being an image."""
+
+    colours: Mapping[int, Rgba]
+    """Red, green, blue and opacity, 0 to 255, of each value that is to be shown."""
+    source: str = "../../"
+    """Path of the image it belongs to, seen from the label's group."""
+
+
+def zarr_format(version: OmeVersion) -> ZarrFormat:
+    """Return the Zarr format that an OME-Zarr version prescribes.
 
     Raises
     ------
-    InputError
-        There is a multiscale image, but its metadata makes no sense.
+    SettingsError
+        The version is neither 0.4 nor 0.5.
     """
-    ome = attributes.get("ome")
-    source = ome if isinstance(ome, Mapping) else attributes
-    images = source.get("multiscales")
-    if not images:
-        return None
-    try:
-        image = images[0]
-        version = str(source.get("version") if source is ome else image.get("version", "0.1"))
-        axes = tuple(_axis(axis) for axis in image.get("axes", ()))
-        outer = image.get("coordinateTransformations", ())
-        levels = tuple(_level(dataset, outer) for dataset in image["datasets"])
-        if not levels:
-            raise ValueError("the list of levels (datasets) is empty")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"The OME-Zarr metadata of {uri} cannot be understood ({type(error).__name__}: {error}). Check "
-            "its 'multiscales' attribute with a validator, or give the path of one of its arrays instead."
-        ) from error
-    return Multiscale(version, axes, levels)
+    formats: dict[str, ZarrFormat] = {"0.4": 2, "0.5": 3}
+    if version not in formats:
+        raise SettingsError(f"OME-Zarr {version} cannot be written; choose 0.4 (Zarr 2) or 0.5 (Zarr 3).")
+    return formats[version]
 
 
-def _axis(stored: Any) -> Axis:  # noqa: ANN401 - JSON
-    if isinstance(stored, str):
-        return Axis(stored.lower())
-    unit = stored.get("unit")
-    return Axis(str(stored["name"]).lower(), None if unit is None else str(unit).lower())
+def image_attributes(
+    image: ImageMetadata, *, version: OmeVersion, label: LabelMetadata | None = None
+) -> dict[str, Any]:
+    """Return the attributes of the group of an image, or of a label image."""
+    axes: list[dict[str, str]] = [{"name": axis, "type": "space"} for axis in "zyx"]
+    if image.voxel_size is not None:
+        for axis in axes:
+            axis["unit"] = "angstrom"
+    multiscale: dict[str, Any] = {
+        "name": image.name,
+        "axes": axes,
+        "datasets": [
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": list(image.scale(level))},
+                    {"type": "translation", "translation": list(image.translation(level))},
+                ],
+            }
+            for level in range(image.levels)
+        ],
+        "type": image.reduction,
+    }
+    attributes: dict[str, Any] = {"multiscales": [multiscale]}
+    if label is not None:
+        attributes["image-label"] = {
+            "colors": [
+                {"label-value": value, "rgba": list(rgba)} for value, rgba in sorted(label.colours.items())
+            ],
+            "source": {"image": label.source},
+        }
+    if version == "0.5":
+        return {"ome": {"version": version, **attributes}}
+    multiscale["version"] = version
+    if label is not None:
+        attributes["image-label"]["version"] = version
+    return attributes
 
 
-def _level(dataset: Mapping[str, Any], outer: Sequence[Mapping[str, Any]]) -> Level:
-    scale, translation = _transformation(dataset.get("coordinateTransformations", ()))
-    outer_scale, outer_translation = _transformation(outer)
-    # The image's own transformations apply after the level's.
-    if outer_scale is not None:
-        scale = _times(scale, outer_scale)
-        translation = None if translation is None else _times(translation, outer_scale)
-    if outer_translation is not None:
-        translation = _plus(translation, outer_translation)
-    return Level(str(dataset["path"]), scale, translation)
+def labels_attributes(names: Sequence[str], *, version: OmeVersion) -> dict[str, Any]:
+    """Return the attributes of the group ``labels`` that lists an image's labels."""
+    listed: dict[str, Any] = {"labels": list(names)}
+    return {"ome": {"version": version, **listed}} if version == "0.5" else listed
 
 
-def _transformation(
-    steps: Sequence[Mapping[str, Any]],
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    scale: tuple[float, ...] | None = None
-    translation: tuple[float, ...] | None = None
-    for step in steps:
-        kind = step["type"]
-        if kind == "identity":
-            continue
-        if kind not in ("scale", "translation") or kind not in step:
-            raise ValueError(f"a coordinate transformation of type {kind!r}, stored elsewhere or unknown")
-        values = tuple(float(value) for value in step[kind])
-        if kind == "scale":
-            scale = _times(scale, values)
-            translation = None if translation is None else _times(translation, values)
-        else:
-            translation = _plus(translation, values)
-    return scale, translation
-
-
-def _times(a: tuple[float, ...] | None, b: tuple[float, ...]) -> tuple[float, ...]:
-    return b if a is None else tuple(p * q for p, q in zip(a, b, strict=True))
-
-
-def _plus(a: tuple[float, ...] | None, b: tuple[float, ...]) -> tuple[float, ...]:
-    return b if a is None else tuple(p + q for p, q in zip(a, b, strict=True))
-
-
-def place(multiscale: Multiscale, level: Level, shape: Sequence[int], *, uri: str) -> Placement:
-    """Find z, y and x among the dimensions of ``level``, and its voxel size and origin.
+def create_pyramid(
+    where: zarr.Group | Path | str,
+    *,
+    shape: Shape3,
+    dtype: npt.DTypeLike,
+    voxel_size: Vector3 | None,
+    origin: Vector3,
+    chunks: Shape3,
+    version: OmeVersion,
+    name: str,
+    label_colours: Mapping[int, Rgba] | None = None,
+    reduction: str | None = None,
+    shards: Shape3 | None = None,
+) -> list[zarr.Array[Any]]:
+    """Create the arrays of an image with all its levels, and its metadata, but no data.
 
     Parameters
     ----------
-    multiscale, level
-        The image and one of its levels.
+    where
+        The group that becomes the image, or the path of one (created where it is missing).
     shape
-        Shape of the level's array.
-    uri
-        Where it lies, for messages.
+        Shape of the finest level, z, y, x; the others follow from :func:`pyramid_shapes`.
+    dtype
+        Type of the voxels.
+    voxel_size, origin
+        Angstrom, z, y, x; see :class:`ImageMetadata`.
+    chunks
+        Largest chunk, z, y, x; levels smaller than it get smaller chunks.
+    version
+        OME-Zarr version, which decides the Zarr format.
+    name
+        Name of the image.
+    label_colours
+        Makes this a label image and gives the colour of each value; None for an image.
+    reduction
+        Written to the metadata; by default ``"mean"`` for an image and ``"max"`` for a label image.
+    shards
+        Write unit of 0.5, a multiple of ``chunks``; None writes every chunk as a file of its own.
+
+    Returns
+    -------
+    list of zarr.Array
+        Finest level first.
 
     Raises
     ------
-    InputError
-        The array is no volume: fewer than three dimensions, a time series, several channels.
+    SettingsError
+        Version, chunks or shards are impossible.
+    OutputError
+        The destination cannot be written.
     """
-    warnings: list[str] = []
-    axes = multiscale.axes or tuple(Axis(name) for name in _IMPLIED_AXES[-len(shape) :])
-    if len(axes) != len(shape):
-        raise InputError(
-            f"{uri} lists {len(axes)} axes ({', '.join(axis.name for axis in axes)}) for an array of "
-            f"{len(shape)} dimensions. Correct the metadata, or give the path of the array itself."
-        )
-    spatial = spatial_dimensions(tuple(axis.name for axis in axes), shape, uri=uri, warnings=warnings)
-    units = [axes[dimension].unit for dimension in spatial]
-    voxel_size = _in_angstrom(level.scale, spatial, units, warnings)
-    origin: Vector3 = (0.0, 0.0, 0.0)
-    if voxel_size is not None and level.translation is not None:
-        z, y, x = (
-            level.translation[dimension] * _ANGSTROM_PER_UNIT.get(unit or "angstrom", 1.0)
-            for dimension, unit in zip(spatial, units, strict=True)
-        )
-        origin = (z, y, x)
-    return Placement(spatial, voxel_size, origin, tuple(warnings))
-
-
-def spatial_dimensions(
-    names: Sequence[str], shape: Sequence[int], *, uri: str, warnings: list[str]
-) -> tuple[int, int, int]:
-    """Return which dimensions are z, y and x; appends to ``warnings`` where the names had to be interpreted.
-
-    Raises
-    ------
-    InputError
-        There are no three such dimensions, or another one is longer than 1.
-    """
-    spatial = [dimension for dimension, name in enumerate(names) if name in "zyx"]
-    described = ", ".join(f"{name} = {size}" for name, size in zip(names, shape, strict=True))
-    if len(spatial) != 3:
-        raise InputError(
-            f"{uri} has the dimensions {described}; a volume in z, y, x is needed. An image or a stack of "
-            "images cannot be segmented as a tomogram: give the reconstructed volume."
-        )
-    longer = [f"{names[d]} = {shape[d]}" for d in range(len(names)) if d not in spatial and shape[d] != 1]
-    if longer:
-        raise InputError(
-            f"{uri} has the dimensions {described}; besides z, y, x only dimensions of length 1 can be "
-            f"left out, and {' and '.join(longer)} is longer. Store the time point or channel you want as "
-            "a volume of its own."
-        )
-    order = "".join(names[dimension] for dimension in spatial)
-    if order == "xyz":
-        warnings.append(
-            "The axes are listed as x, y, z, as older stores of the CryoET Data Portal do although their "
-            "arrays are z, y, x; the array is read as z, y, x."
-        )
-    elif order != "zyx":
-        raise InputError(
-            f"{uri} stores its axes in the order {', '.join(order)}; z, y, x is needed. Rewrite it in that "
-            "order."
-        )
-    z, y, x = spatial
-    return z, y, x
-
-
-def _in_angstrom(
-    scale: tuple[float, ...] | None,
-    spatial: tuple[int, int, int],
-    units: Sequence[str | None],
-    warnings: list[str],
-) -> Vector3 | None:
-    if scale is None or any(scale[dimension] <= 0 for dimension in spatial):
-        warnings.append("The metadata gives no voxel size; give it with --voxel-size.")
-        return None
-    unknown = sorted({unit for unit in units if unit is not None and unit not in _ANGSTROM_PER_UNIT})
-    if unknown:
-        warnings.append(
-            f"The unit {', '.join(unknown)} of the voxel size is not known; give the size in angstrom with "
-            "--voxel-size."
-        )
-        return None
-    if None in units:
-        if all(scale[dimension] == 1.0 for dimension in spatial):
-            warnings.append(
-                "The metadata gives a scale of 1 without a unit, so no voxel size; give it with --voxel-size."
-            )
-            return None
-        warnings.append(
-            "The metadata gives no unit for the voxel size: taken as angstrom; correct it with --voxel-size."
-        )
-    z, y, x = (
-        scale[dimension] * _ANGSTROM_PER_UNIT[unit or "angstrom"]
-        for dimension, unit in zip(spatial, units, strict=True)
+    _check_chunks(chunks, shards, version)
+    shapes = pyramid_shapes(shape)
+    image = ImageMetadata(
+        name,
+        len(shapes),
+        voxel_size,
+        origin,
+        reduction or ("mean" if label_colours is None else "max"),
     )
+    label = None if label_colours is None else LabelMetadata(label_colours)
+    with disk_errors("creating an OME-Zarr image", where.name if isinstance(where, zarr.Group) else where):
+        group = (
+            where
+            if isinstance(where, zarr.Group)
+            else zarr.open_group(where, mode="a", zarr_format=zarr_format(version))
+        )
+        arrays = [
+            _create_level(group, str(level), level_shape, np.dtype(dtype), chunks, shards)
+            for level, level_shape in enumerate(shapes)
+        ]
+        group.attrs.update(image_attributes(image, version=version, label=label))
+    return arrays
+
+
+def register_label(image: zarr.Group, name: str, *, version: OmeVersion) -> zarr.Group:
+    """Create the group ``labels/<name>`` in an image, list it, and return it for :func:`create_pyramid`.
+
+    Raises
+    ------
+    OutputError
+        The destination cannot be written.
+    """
+    with disk_errors("creating a label image", image.name):
+        labels = image.require_group("labels")
+        stored = labels.attrs.asdict()
+        listing = stored.get("ome", stored)
+        known = listing.get("labels") if isinstance(listing, Mapping) else None
+        names = [str(entry) for entry in known] if isinstance(known, list) else []
+        if name not in names:
+            names.append(name)
+        labels.attrs.update(labels_attributes(names, version=version))
+        return labels.create_group(name)
+
+
+def _check_chunks(chunks: Shape3, shards: Shape3 | None, version: OmeVersion) -> None:
+    zarr_format(version)
+    if min(chunks) < 1:
+        raise SettingsError(f"Chunks of {chunks} are impossible: each edge must be at least 1.")
+    if shards is None:
+        return
+    if version == "0.4":
+        raise SettingsError("Shards exist only in OME-Zarr 0.5; leave them out, or write version 0.5.")
+    if any(shard < 1 or shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
+        raise SettingsError(
+            f"Shards of {shards} are impossible: each edge must be a multiple of the chunks' {chunks}."
+        )
+
+
+def _create_level(
+    group: zarr.Group,
+    path: str,
+    shape: Shape3,
+    dtype: np.dtype[Any],
+    chunks: Shape3,
+    shards: Shape3 | None,
+) -> zarr.Array[Any]:
+    if group.metadata.zarr_format == 2:
+        return group.create_array(
+            path,
+            shape=shape,
+            dtype=dtype,
+            chunks=_at_most(chunks, shape),
+            compressors=numcodecs.Blosc(
+                cname=_COMPRESSOR, clevel=_COMPRESSION_LEVEL, shuffle=numcodecs.Blosc.SHUFFLE
+            ),
+            chunk_key_encoding=V2ChunkKeyEncoding(separator="/"),
+            fill_value=0,
+        )
+    if shards is None:
+        chunks = _at_most(chunks, shape)
+    return group.create_array(
+        path,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        compressors=zarr.codecs.BloscCodec(cname=_COMPRESSOR, clevel=_COMPRESSION_LEVEL, shuffle="shuffle"),
+        dimension_names=("z", "y", "x"),
+        fill_value=0,
+    )
+
+
+def _at_most(chunks: Shape3, shape: Shape3) -> Shape3:
+    z, y, x = (min(chunk, size) for chunk, size in zip(chunks, shape, strict=True))
     return z, y, x

@@ -21,7 +21,7 @@ from zarr.core.sync import sync
 
 from etsam_zarr.errors import InputError
 from etsam_zarr.geometry import Shape3, Span, aligned, box_within, cut
-from etsam_zarr.ome import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
+from etsam_zarr.ome_metadata import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
 from etsam_zarr.volume import Array, Volume, VolumeInfo
 
 DEFAULT_CACHE_BYTES = 1 << 30

@@ -51,19 +51,21 @@ class MrcVolume(Volume):
         try:
             self._size = os.fstat(self._file).st_size
             self._raw_header = os.pread(self._file, HEADER_BYTES, 0)
-            self._header = self._checked_header()
+            self._header = self._checked_header(voxel_size)
         except BaseException:
             os.close(self._file)
             raise
-        super().__init__(_info(self._header, path, name, voxel_size))
+        super().__init__(_info(self._header, path, name))
 
-    def _checked_header(self) -> MrcHeader:
+    def _checked_header(self, voxel_size: tuple[float, float, float] | None) -> MrcHeader:
         if len(self._raw_header) < HEADER_BYTES:
             raise InputError(
                 f"{self._path} holds {self._size} bytes, less than the {HEADER_BYTES} bytes of an MRC "
                 "header. The file is truncated or not an MRC; copy or download it again."
             )
-        header = parse_mrc_header(self._raw_header, name=str(self._path), file_size=self._size)
+        header = parse_mrc_header(
+            self._raw_header, name=str(self._path), file_size=self._size, voxel_size=voxel_size
+        )
         expected = header.data_at + header.data_bytes
         if self._size < expected:
             z, y, x = header.stored_shape
@@ -151,13 +153,8 @@ class MrcVolume(Volume):
 _NATIVE = "<" if np.little_endian else ">"
 
 
-def _info(
-    header: MrcHeader, path: Path, name: str, voxel_size: tuple[float, float, float] | None
-) -> VolumeInfo:
+def _info(header: MrcHeader, path: Path, name: str) -> VolumeInfo:
     _, y, x = header.shape
-    warnings = header.warnings
-    if voxel_size is not None:
-        warnings = tuple(sentence for sentence in warnings if "--voxel-size" not in sentence)
     return VolumeInfo(
         uri=str(path),
         name=name,
@@ -165,7 +162,7 @@ def _info(
         shape=header.shape,
         dtype=header.dtype,
         chunks=(1, y, x),
-        voxel_size=voxel_size or header.voxel_size,
+        voxel_size=header.voxel_size,
         origin=header.origin,
-        warnings=warnings,
+        warnings=header.warnings,
     )

@@ -93,7 +93,9 @@ class MrcHeader:
         return sections * rows * self.row_bytes
 
 
-def parse_mrc_header(raw: bytes, *, name: str, file_size: int) -> MrcHeader:
+def parse_mrc_header(
+    raw: bytes, *, name: str, file_size: int, voxel_size: tuple[float, float, float] | None = None
+) -> MrcHeader:
     """Read a header.
 
     Parameters
@@ -104,6 +106,8 @@ def parse_mrc_header(raw: bytes, *, name: str, file_size: int) -> MrcHeader:
         Path of the file, for messages.
     file_size
         Bytes of the whole file; breaks the tie where both byte orders make sense.
+    voxel_size
+        Angstrom, z, y, x, in place of the header's.
 
     Raises
     ------
@@ -129,7 +133,8 @@ def parse_mrc_header(raw: bytes, *, name: str, file_size: int) -> MrcHeader:
     stored_shape = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
     _refuse_images_and_stacks(header, stored_shape, name)
     axes = _axes(header, name, warnings)
-    voxel_size = _voxel_size(header, [stored_shape[axis] for axis in axes], warnings)
+    if voxel_size is None:
+        voxel_size = _voxel_size(header, stored_shape[axes[0]], warnings)
     return MrcHeader(
         byte_order=order,
         mode=mode,
@@ -251,7 +256,7 @@ def _voxel_type(header: np.void, mode: int, imod_flags: int | None, warnings: li
     return np.dtype("i1" if signed else "u1")
 
 
-def _voxel_size(header: np.void, shape: list[int], warnings: list[str]) -> tuple[float, float, float] | None:
+def _voxel_size(header: np.void, slices: int, warnings: list[str]) -> tuple[float, float, float] | None:
     cell = [float(header["cella"][key]) for key in "zyx"]
     grid = [int(header[key]) for key in ("mz", "my", "mx")]
     sizes = [
@@ -267,12 +272,12 @@ def _voxel_size(header: np.void, shape: list[int], warnings: list[str]) -> tuple
             f"The header gives no voxel size in z; {x:g} A is taken from x. Correct it with --voxel-size."
         )
         z = x
-    elif grid[0] == 1 and shape[0] > 1 and math.isclose(cell[0] / shape[0], x, rel_tol=0.01):
+    elif grid[0] == 1 and slices > 1 and math.isclose(cell[0] / slices, x, rel_tol=0.01):
         warnings.append(
-            f"The header counts 1 grid step in z (mz) for {shape[0]} slices, which would make voxels {z:g} "
-            f"A thick; {cell[0] / shape[0]:g} A is used."
+            f"The header counts 1 grid step in z (mz) for {slices} slices, which would make voxels {z:g} "
+            f"A thick; {cell[0] / slices:g} A is used."
         )
-        z = cell[0] / shape[0]
+        z = cell[0] / slices
     elif z == x == y == 1.0:
         warnings.append(
             "The header gives a voxel size of exactly 1 A, often a placeholder; correct it with --voxel-size."

@@ -42,8 +42,8 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"The checkpoint {path} cannot be read as PyTorch weights ({reason}). It must be a file saved by torch.save "
-            "that holds tensors only; download or export it again."
+            f"The checkpoint {path} cannot be read as PyTorch weights ({reason}). It must be a file saved by "
+            "torch.save that holds tensors only; download or export it again."
         ) from error
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):

@@ -76,7 +76,14 @@ class Settings:
 
         The final threshold and the post-processing are not among them: they can be changed afterwards.
         """
-        names = ["normalize_method", "stage1_prompt", "stage2_prompt", "grid_interval", "prompted_slices", "tiling"]
+        names = [
+            "normalize_method",
+            "stage1_prompt",
+            "stage2_prompt",
+            "grid_interval",
+            "prompted_slices",
+            "tiling",
+        ]
         if self.stage2_prompt == "stage1_partial":
             names.append("stage1_logit_threshold")
         return {name: getattr(self, name) for name in names}
@@ -84,15 +91,16 @@ class Settings:
 
 PROFILES: dict[str, Settings] = {
     "etsam-v1": Settings(),
-    "etsam-v2": Settings(
-        stage2_prompt="zero", stage1_logit_threshold=-0.25, logit_threshold=-0.25, sever_bridges=True
-    ),
+    "etsam-v2": Settings(stage2_prompt="zero", stage1_logit_threshold=-0.25, logit_threshold=-0.25, sever_bridges=True),
 }
 DEFAULT_PROFILE = "etsam-v1"
 
 
 def resolve_settings(
-    profile: str | None = None, *, model_settings: Settings | None = None, **given: Any  # noqa: ANN401
+    profile: str | None = None,
+    *,
+    model_settings: Settings | None = None,
+    **given: Any,  # noqa: ANN401
 ) -> Settings:
     """Combine what the user gave, the profile, and the model's own settings, in this order of precedence.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,9 @@ from PIL import Image
 
 from etsam_zarr.geometry import Span, cut
 
-Slab = npt.NDArray[np.float32]
-ReadSlab = Callable[[Span], Slab]
-"""Returns the model's input for a run of slices, float32, shape (n, y, x)."""
+Plane = npt.NDArray[np.float32]
+ReadPlanes = Callable[[Span], Iterable[Plane]]
+"""Reads a run of slices at once and yields the model's input for them one by one, float32, shape (y, x)."""
 
 # ImageNet's statistics, which SAM 2 was trained with.
 _MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
@@ -43,7 +44,7 @@ class StreamedFrames:
 
     Parameters
     ----------
-    read_slab
+    read_planes
         Delivers the slices; called by the preparing thread within :meth:`ahead`, by the caller's otherwise.
     depth
         Slices of the whole volume.
@@ -53,21 +54,27 @@ class StreamedFrames:
         Slices to read at once.
     """
 
-    def __init__(self, read_slab: ReadSlab, *, depth: int, image_size: int, slab: int) -> None:
-        self._read_slab = read_slab
+    def __init__(self, read_planes: ReadPlanes, *, depth: int, image_size: int, slab: int) -> None:
+        self._read_planes = read_planes
         self._depth = depth
         self._image_size = image_size
         self._slab = slab
         self._prepared: queue.Queue[tuple[int, torch.Tensor] | BaseException] | None = None
+        self._skipping: frozenset[int] = frozenset()
+        self.seconds_waited = 0.0
+        """Time that the taker spent waiting for prepared frames."""
 
     def __len__(self) -> int:
         return self._depth
 
     def __getitem__(self, z: int) -> torch.Tensor:
-        """Return the frame of slice ``z``: the next prepared one, or one made now."""
-        if self._prepared is None:
-            return to_frame(self._read_slab(Span(z, z + 1))[0], self._image_size)
+        """Return the frame of slice ``z``: the next prepared one, or (outside of the order) one made now."""
+        if self._prepared is None or z in self._skipping:
+            (plane,) = self._read_planes(Span(z, z + 1))
+            return to_frame(plane, self._image_size)
+        begun = time.perf_counter()
         item = self._prepared.get()
+        self.seconds_waited += time.perf_counter() - begun
         if isinstance(item, BaseException):
             raise item
         prepared, frame = item
@@ -91,21 +98,18 @@ class StreamedFrames:
         def prepare() -> None:
             try:
                 for span in cut(order, self._slab):
-                    slab = self._read_slab(span)
-                    for z in range(span.start, span.stop):
-                        if z in skipping:
-                            continue
-                        if not put((z, to_frame(slab[z - span.start], self._image_size))):
+                    for z, plane in zip(range(span.start, span.stop), self._read_planes(span), strict=True):
+                        if z not in skipping and not put((z, to_frame(plane, self._image_size))):
                             return
             except BaseException as error:  # noqa: BLE001 - whatever it is, the taker of the frame must see it
                 put(error)
 
         thread = threading.Thread(target=prepare, name="prepare-slices", daemon=True)
         thread.start()
-        self._prepared = prepared
+        self._prepared, self._skipping = prepared, skipping
         try:
             yield
         finally:
-            self._prepared = None
+            self._prepared, self._skipping = None, frozenset()
             stop.set()
             thread.join()

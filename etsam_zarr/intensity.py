@@ -141,7 +141,8 @@ def _percentile(limits: IntensityRange) -> Callable[[npt.NDArray[Any]], Image]:
         )
 
     def normalize(values: npt.NDArray[Any]) -> Image:
-        return (np.clip(values.astype(np.float32), low, high) - low) / (high - low)
+        clipped: Image = np.clip(values.astype(np.float32), low, high)
+        return (clipped - low) / (high - low)
 
     return normalize
 

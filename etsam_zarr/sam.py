@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,6 +31,8 @@ MEMBRANE = 1
 """The object id under which the membranes are tracked."""
 
 Tensors = dict[str, torch.Tensor]
+Predictor = Any
+"""A ``SAM2VideoPredictor``; sam2 has no type information."""
 
 # sam2 takes its frames through two names of its module; they are replaced for the moment of a call only.
 _FEEDING = threading.Lock()
@@ -69,7 +72,7 @@ def build_predictor(
     device: torch.device | str = "cpu",
     seed: int = 0,
     origin: str = "weights",
-) -> Any:  # noqa: ANN401 - sam2 has no type information
+) -> Predictor:
     """Build a ``SAM2VideoPredictor`` as ETSAM does: without sam2's hole filling, in evaluation mode.
 
     Parameters
@@ -116,13 +119,21 @@ class Propagation:
     """
 
     def __init__(
-        self, predictor: Any, frames: Frames, *, height: int, width: int, precision: Precision = "float32"  # noqa: ANN401
+        self,
+        predictor: Predictor,
+        frames: Frames,
+        *,
+        height: int,
+        width: int,
+        precision: Precision = "float32",
     ) -> None:
         self._predictor = predictor
         self._precision = precision
         with self._computing(), _fed_by(frames, height, width):
             self._state = predictor.init_state(video_path=None)
         self._slot = predictor._obj_id_to_idx(self._state, MEMBRANE)
+        self.seconds = 0.0
+        """Time spent in sam2 by :meth:`walk`, including what it waited for frames."""
 
     def prompt(self, z: int, mask: npt.NDArray[np.bool_]) -> None:
         """Give slice ``z`` a prompt mask of shape (height, width) and encode its memory.
@@ -150,25 +161,33 @@ class Propagation:
             self._state, start_frame_idx=span.start, max_frame_num_to_track=span.size - 1
         )
         for z in range(span.start, span.stop):
+            begun = time.perf_counter()
             with self._computing(), _quiet() if z == span.start else contextlib.nullcontext():
                 _, _, full = next(steps)
-            output = self._output_of(z)
-            on_slice(
-                SliceOutput(
-                    z=z,
-                    native=output["pred_masks"][0, 0].cpu(),
-                    full=full[0, 0].cpu(),
-                    object_score=float(output["object_score_logits"]),
-                    object_pointer=output["obj_ptr"][0].float().cpu(),
-                )
+            held = self._output_of(z)
+            output = SliceOutput(
+                z=z,
+                native=held["pred_masks"][0, 0].cpu(),
+                full=full[0, 0].cpu(),
+                object_score=float(held["object_score_logits"]),
+                object_pointer=held["obj_ptr"][0].float().cpu(),
             )
+            self.seconds += time.perf_counter() - begun
+            on_slice(output)
             self._forget_before(z + 1)
+
+    @property
+    def reach(self) -> int:
+        """How many neighbouring slices' memories one slice reads."""
+        reach: int = self._predictor.num_maskmem - 1
+        return reach
 
     def predict_backwards(self, z: int) -> torch.Tensor:
         """Predict a prompted slice from the slices after it; native logits, float32, on the CPU.
 
         A prompted slice's own output is just its prompt. This looks at it as a walk in the reverse direction
-        would, from the memories of the following slices that are still held, and changes nothing in the walk.
+        would, and changes nothing in the walk. To be called from ``on_slice`` when the walk has reached slice
+        ``z + reach`` (or the last one): the memories of the slices in between are held just then.
         """
         with self._computing():
             output, _ = self._predictor._run_single_frame_inference(

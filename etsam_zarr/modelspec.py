@@ -1,0 +1,103 @@
+"""Which model a run uses: its configuration, and where the weights of the two stages come from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etsam_zarr.config import Settings
+from etsam_zarr.errors import ModelError
+from etsam_zarr.model_config import ETSAM_MODEL, SEEDED_MODEL, ModelConfig, read_model_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from etsam_zarr.runstore import Stage
+    from etsam_zarr.sam import Predictor
+
+HOW_TO_GET_WEIGHTS = (
+    "Get etsam_stage1_v1.pt and etsam_stage2_v1.pt from https://doi.org/10.5281/zenodo.17571925 and give them with "
+    "--stage1-checkpoint and --stage2-checkpoint, or give --model seeded-256 to try the program with an untrained model"
+)
+_SEEDS: dict[Stage, int] = {1: 1, 2: 2}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model for both stages; nothing is loaded yet."""
+
+    config: ModelConfig
+    checkpoints: tuple[Path, Path] | None
+    """Weights of stage 1 and 2; None draws them from fixed seeds: an untrained model."""
+    settings: Settings | None = None
+    """Settings that belong to the model, where it brings some."""
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights are drawn from a seed, so that the result means nothing."""
+        return self.checkpoints is None
+
+    def digest(self, stage: Stage) -> str:
+        """Return a text that tells the weights of a stage from all others."""
+        from etsam_zarr.checkpoint import file_digest
+
+        return f"seed {_SEEDS[stage]}" if self.checkpoints is None else file_digest(self.checkpoints[stage - 1])
+
+    def build(self, device: torch.device | str) -> Predictor:
+        """Build the predictor, with the initial weights of stage 1's seed."""
+        from etsam_zarr.sam import build_predictor
+
+        return build_predictor(self.config, None, device=device, seed=_SEEDS[1])
+
+    def load(self, predictor: Predictor, stage: Stage) -> None:
+        """Put the weights of a stage into the predictor.
+
+        Raises
+        ------
+        ModelError
+            The checkpoint cannot be read or does not belong to the model.
+        """
+        from etsam_zarr.checkpoint import load_weights, read_checkpoint
+
+        if self.checkpoints is not None:
+            path = self.checkpoints[stage - 1]
+            load_weights(predictor, read_checkpoint(path), origin=str(path))
+            return
+        from etsam_zarr.sam import build_predictor
+        from etsam_zarr.seeded import make_sensitive
+
+        fresh = build_predictor(self.config, None, seed=_SEEDS[stage])
+        make_sensitive(fresh)
+        predictor.load_state_dict(fresh.state_dict())
+
+
+def choose_model(
+    model: str | None = None, *, stage1_checkpoint: Path | None = None, stage2_checkpoint: Path | None = None
+) -> ModelSpec:
+    """Decide on a model from what the user gave.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or one of two checkpoints is missing, or there are no weights at all.
+    """
+    config = read_model_config(model or ETSAM_MODEL)
+    if (stage1_checkpoint is None) != (stage2_checkpoint is None):
+        missing = "--stage2-checkpoint" if stage2_checkpoint is None else "--stage1-checkpoint"
+        raise ModelError(f"Only one checkpoint is given, but there are two stages. Give {missing} as well.")
+    if stage1_checkpoint is not None and stage2_checkpoint is not None:
+        return ModelSpec(config, (stage1_checkpoint, stage2_checkpoint))
+    if model == SEEDED_MODEL:
+        return ModelSpec(config, None)
+    raise ModelError(f"There are no weights for the model {config.name}. {HOW_TO_GET_WEIGHTS}.")
+
+
+def fingerprint_of(spec: ModelSpec) -> dict[str, str]:
+    """Return what identifies a model in the fingerprint of a run."""
+    return {
+        "model": hashlib.sha256(spec.config.digest.encode()).hexdigest()[:16],
+        "stage1_weights": spec.digest(1),
+        "stage2_weights": spec.digest(2),
+    }

@@ -1,0 +1,302 @@
+"""A whole run, from an open volume to a finished run store: measure, stage 1, stage 2, mask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import zarr
+
+from etsam_zarr.block import StageTask, run_stage
+from etsam_zarr.config import Precision, Settings
+from etsam_zarr.errors import OutputExistsError
+from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
+from etsam_zarr.fuse import LogitBounds, fuse
+from etsam_zarr.geometry import Span, cut, pyramid_shapes
+from etsam_zarr.intensity import IntensityMeter, IntensityRange, normalizer
+from etsam_zarr.ledger import Ledger
+from etsam_zarr.maskpass import write_mask
+from etsam_zarr.modelspec import ModelSpec, fingerprint_of
+from etsam_zarr.ome import OmeVersion
+from etsam_zarr.overview import Overview
+from etsam_zarr.plan import RunPlan
+from etsam_zarr.prompts import fixed_prompt
+from etsam_zarr.runstore import STAGES, RunStore, Stage
+from etsam_zarr.sam import Predictor
+from etsam_zarr.scores import ScoreView
+from etsam_zarr.volume import Volume
+
+Plane = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What is to be run, and how; the plan must be made from the same settings and model."""
+
+    plan: RunPlan
+    settings: Settings
+    model: ModelSpec
+    precision: Precision
+    device: torch.device
+    ome_zarr: OmeVersion = "0.4"
+    level: int = 0
+    """Level of the volume's pyramid that was opened."""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did."""
+
+    store: RunStore
+    already_finished: bool
+    """Everything was there before."""
+    voxels: int
+    """Voxels of the mask."""
+    seconds: float
+    model_seconds: float
+    """Of these, in the model."""
+
+
+def run(volume: Volume, destination: Path, request: RunRequest, *, on_event: OnEvent = ignore) -> RunSummary:
+    """Segment a volume, or finish segmenting it, in the run store at ``destination``.
+
+    1. Open the store and compare fingerprints, or create it.
+    2. Measure the intensities over the whole volume, and keep a reduced copy of it.
+    3. Stage 1, slab by slab, with the bounds of its logits; then stage 2 on the fused input.
+    4. Threshold stage 2's logits into the mask and its pyramid.
+
+    Each step is skipped if the ledger says that it is done; stages go on at the last finished slab.
+
+    Raises
+    ------
+    FingerprintError
+        The store at ``destination`` belongs to another run.
+    OutputExistsError
+        Something that is no run store lies at ``destination``.
+    InputError, ModelError, OutputError
+        What is read, loaded or written cannot be used.
+    """
+    begun = time.monotonic()
+    store = _open_or_create(volume, destination, request)
+    with store.locked():
+        ledger = Ledger(store.path / "ledger")
+        limits = _measure(volume, store, ledger, request, on_event)
+        stages = _Stages(volume, store, ledger, request, limits, on_event)
+        model_seconds = stages.run()
+        voxels = _finish_mask(store, ledger, request, on_event)
+    return RunSummary(
+        store=store,
+        already_finished=stages.nothing_to_do and voxels.kept,
+        voxels=voxels.count,
+        seconds=time.monotonic() - begun,
+        model_seconds=model_seconds,
+    )
+
+
+def fingerprint(volume: Volume, request: RunRequest) -> dict[str, Any]:
+    """Return everything that stored logits depend on, as JSON values by name."""
+    return {
+        "volume": volume.digest(),
+        "level": request.level,
+        "precision": request.precision,
+        **fingerprint_of(request.model),
+        **request.settings.of_logits(),
+    }
+
+
+def final_scores(store: RunStore, stage: Stage = 2) -> ScoreView:
+    """Return the full-resolution logits of a stage as the run's settings want them shown.
+
+    Prompted slices show their backward prediction if the run was asked for it.
+    """
+    predicted = store.record["settings"]["prompted_slices"] == "predict"
+    prompted = store.record["prompted"][str(stage)]
+    shown = {z: index for index, z in enumerate(prompted)} if predicted else {}
+    return ScoreView(store.stage(stage), store.shape, backwards=shown)
+
+
+def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> RunStore:
+    mark = fingerprint(volume, request)
+    if RunStore.is_store(destination):
+        store = RunStore.open(destination)
+        if not request.overwrite:
+            store.check_fingerprint(mark)
+            return store
+        with store.locked():
+            store.remove()
+    elif destination.exists():
+        raise OutputExistsError(
+            f"There is something at {destination} that is no run store, so it is left alone. Give another -o."
+        )
+    info, plan = volume.info, request.plan
+    record = {
+        "program": f"etsam-zarr {metadata.version('etsam-zarr')}",
+        "versions": {name: metadata.version(name) for name in ("torch", "sam2", "numpy", "zarr")},
+        "source": info.uri,
+        "name": info.name,
+        "shape": list(info.shape),
+        "voxel_size": None if info.voxel_size is None else list(info.voxel_size),
+        "origin": list(info.origin),
+        "ome_zarr": request.ome_zarr,
+        "model": request.model.config.name,
+        "untrained": request.model.untrained,
+        "image_size": plan.image_size,
+        "settings": asdict(request.settings),
+        "prompted": {str(stage.stage): list(stage.prompted) for stage in plan.stages},
+        "fingerprint": mark,
+        # Not in the fingerprint: the result does not depend on them, or only in the last bits.
+        "slab": plan.slab,
+        "device": str(request.device),
+        "threads": torch.get_num_threads(),
+    }
+    predicted = request.settings.prompted_slices == "predict"
+    return RunStore.create(
+        destination,
+        record,
+        tiles=len(plan.tiles),
+        native_size=request.model.config.native_size,
+        hidden_dim=request.model.config.hidden_dim,
+        prompted={1: len(plan.stages[0].prompted) * predicted, 2: len(plan.stages[1].prompted) * predicted},
+    )
+
+
+def _measure(volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, on_event: OnEvent) -> IntensityRange:
+    """Measure the intensities and fill the overview, unless the ledger knows them."""
+    known = ledger.finished("intensity")
+    if known is not None:
+        return IntensityRange(**known["limits"])
+    begun = time.monotonic()
+    info = volume.info
+    meter = IntensityMeter(info.shape)
+    root = zarr.open_group(store.path, mode="r+")
+    for level in range(len(pyramid_shapes(info.shape))):
+        if str(level) in root:
+            del root[str(level)]  # of an interrupted pass
+    overview = Overview(
+        root, shape=info.shape, voxel_size=info.voxel_size, origin=info.origin,
+        version=store.record["ome_zarr"], name=info.name,
+    )  # fmt: skip
+    on_event(Started("intensity", total=info.shape[0]))
+    for span in cut(Span(0, info.shape[0]), request.plan.slab):
+        slab = volume.read(span)
+        meter.add(span.start, slab)
+        overview.add(slab)
+        on_event(Advanced("intensity", span.size))
+    limits = meter.result()
+    overview.finish()
+    seconds = time.monotonic() - begun
+    ledger.finish("intensity", {"limits": asdict(limits), "seconds": seconds})
+    on_event(Finished("intensity", seconds))
+    return limits
+
+
+class _Stages:
+    """The two stages on one device."""
+
+    def __init__(
+        self, volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, limits: IntensityRange,
+        on_event: OnEvent,
+    ) -> None:  # fmt: skip
+        self._volume, self._store, self._ledger = volume, store, ledger
+        self._request, self._on_event = request, on_event
+        self._normalize = normalizer(request.settings.normalize_method, limits)
+        self.nothing_to_do = all(ledger.finished(f"stage{stage}") for stage in STAGES)
+
+    def run(self) -> float:
+        """Run what is missing; return the seconds spent in the model."""
+        if self.nothing_to_do:
+            return 0.0
+        model = self._request.model
+        predictor = model.build(self._request.device)
+        # A checkpoint that does not fit shall be found now, not when stage 1 is done.
+        model.load(predictor, 2)
+        if not self._ledger.finished("stage1"):
+            model.load(predictor, 1)
+            self._run_stage(1, predictor, self._normalized_planes, self._fixed_prompt(1))
+        bounds = self._bounds_of_stage1()
+        if bounds.flat:
+            self._on_event(Notice(
+                f"Stage 1 gave the same logit, {bounds.minimum:g}, everywhere (it found nothing): stage 2 sees the "
+                "tomogram alone.", warning=True,
+            ))  # fmt: skip
+        model.load(predictor, 2)
+        prompt = self._stage1_prompt if self._prompt_of(2) == "stage1_partial" else self._fixed_prompt(2)
+        self._run_stage(2, predictor, self._fused_planes(bounds), prompt)
+        return sum(slab.seconds for stage in STAGES for slab in self._ledger.slabs(stage, 0))
+
+    def _run_stage(
+        self, stage: Stage, predictor: Predictor, planes: Callable[[Span], Iterable[Plane]],
+        prompt_mask: Callable[[int], npt.NDArray[np.bool_]],
+    ) -> None:  # fmt: skip
+        begun = time.monotonic()
+        plan = self._request.plan
+        task = StageTask(
+            stage=stage, tile=0, read_planes=planes, prompts=plan.stages[stage - 1].prompted, prompt_mask=prompt_mask,
+            image_size=plan.image_size, slab=plan.slab, precision=self._request.precision, keep_bounds=stage == 1,
+            predict_prompted=self._request.settings.prompted_slices == "predict",
+        )  # fmt: skip
+        run_stage(task, predictor, self._store, self._ledger, self._on_event)
+        seconds = time.monotonic() - begun
+        self._ledger.finish(f"stage{stage}", {"seconds": seconds})
+        self._on_event(Finished(f"stage {stage}", seconds))
+
+    def _prompt_of(self, stage: Stage) -> str:
+        return self._request.plan.stages[stage - 1].prompt
+
+    def _fixed_prompt(self, stage: Stage) -> Callable[[int], npt.NDArray[np.bool_]]:
+        _, height, width = self._store.shape
+        method: Any = self._prompt_of(stage)
+        mask = fixed_prompt(method, height, width, self._request.settings.grid_interval)
+        return lambda z: mask
+
+    def _stage1_prompt(self, z: int) -> npt.NDArray[np.bool_]:
+        """Stage 1's mask of a slice, as ETSAM made it."""
+        scores = ScoreView(self._store.stage(1), self._store.shape).read(Span(z, z + 1))[0]
+        mask: npt.NDArray[np.bool_] = scores > self._request.settings.stage1_logit_threshold
+        return mask
+
+    def _normalized_planes(self, span: Span) -> Iterator[Plane]:
+        return (self._normalize(plane) for plane in self._volume.read(span))
+
+    def _fused_planes(self, bounds: LogitBounds) -> Callable[[Span], Iterator[Plane]]:
+        scores = ScoreView(self._store.stage(1), self._store.shape)
+
+        def planes(span: Span) -> Iterator[Plane]:
+            for plane, logits in zip(self._normalized_planes(span), scores.planes(span), strict=True):
+                yield fuse(plane, logits, bounds)
+
+        return planes
+
+    def _bounds_of_stage1(self) -> LogitBounds:
+        bounds = LogitBounds()
+        for slab in self._ledger.slabs(1, 0):
+            bounds = bounds.union(LogitBounds(slab.minimum, slab.maximum))
+        return bounds
+
+
+@dataclass(frozen=True)
+class _Mask:
+    count: int
+    kept: bool
+
+
+def _finish_mask(store: RunStore, ledger: Ledger, request: RunRequest, on_event: OnEvent) -> _Mask:
+    """Write the mask unless there is one with this threshold."""
+    threshold = request.settings.logit_threshold
+    known = ledger.finished("mask")
+    if known is not None and known["logit_threshold"] == threshold:
+        return _Mask(known["voxels"], kept=True)
+    if known is not None:
+        on_event(Notice(
+            f"The mask was made with the threshold {known['logit_threshold']:g}; it is made again with {threshold:g} "
+            "from the stored logits."
+        ))  # fmt: skip
+    return _Mask(write_mask(store, final_scores(store), ledger, threshold=threshold, on_event=on_event), kept=False)

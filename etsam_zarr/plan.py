@@ -1,0 +1,114 @@
+"""What a run will do, in integers: tiles, windows, slabs, prompts and memory tokens. Knows no store and no device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etsam_zarr.config import Settings
+from etsam_zarr.errors import SettingsError
+from etsam_zarr.geometry import Shape3, Span, cut
+from etsam_zarr.model_config import ModelConfig
+from etsam_zarr.prompts import prompted_slices
+
+DEFAULT_SLAB = 16
+# Slabs are made thinner than the default when the raw slices of one would take more than this.
+_SLAB_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A yx window that the model sees as one image."""
+
+    index: int
+    y: Span
+    x: Span
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: its prompts, and how many memory tokens a slice attends to."""
+
+    stage: int
+    prompt: str
+    prompted: tuple[int, ...]
+    """The prompted slices."""
+    conditioning: int
+    """How many of them one slice reads."""
+    first_tokens: int
+    """Memory tokens that an early slice attends to (the prompted slices' and one recent one's)."""
+    last_tokens: int
+    """Memory tokens that a late slice attends to."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The work of a run."""
+
+    shape: Shape3
+    image_size: int
+    tiles: tuple[Tile, ...]
+    windows: tuple[Span, ...]
+    slab: int
+    slabs: int
+    """Per stage and tile."""
+    stages: tuple[StagePlan, StagePlan]
+    squeezed: float
+    """How many voxels of a slice one pixel of the model's image stands for along its longer axis; above 1 the
+    slice is squeezed."""
+
+
+def plan_run(
+    shape: Shape3, settings: Settings, model: ModelConfig, *, voxel_bytes: int, slab: int | None = None
+) -> RunPlan:
+    """Lay out a run.
+
+    Parameters
+    ----------
+    voxel_bytes
+        Size of a stored voxel.
+    slab
+        Slices per slab; None chooses :data:`DEFAULT_SLAB`, fewer where slices are very large.
+
+    Raises
+    ------
+    SettingsError
+        The slab is not positive, or the volume too thin.
+    """
+    depth, height, width = shape
+    if slab is not None and slab < 1:
+        raise SettingsError(f"A slab of {slab} slices is not possible; give --slab 1 or more.")
+    if slab is None:
+        slab = DEFAULT_SLAB
+        while slab > 1 and slab * height * width * voxel_bytes > _SLAB_BYTES:
+            slab //= 2
+    tiles = (Tile(0, Span(0, height), Span(0, width)),)
+    return RunPlan(
+        shape=shape,
+        image_size=model.image_size,
+        tiles=tiles,
+        windows=(Span(0, depth),),
+        slab=slab,
+        slabs=len(cut(Span(0, depth), slab)),
+        stages=(_stage(1, settings.stage1_prompt, shape, settings, model),
+                _stage(2, settings.stage2_prompt, shape, settings, model)),
+        squeezed=max(height, width) / model.image_size,
+    )  # fmt: skip
+
+
+def _stage(stage: int, prompt: str, shape: Shape3, settings: Settings, model: ModelConfig) -> StagePlan:
+    prompted = prompted_slices(prompt, shape[0], settings.grid_interval)  # type: ignore[arg-type]
+    conditioning = len(prompted)
+    if model.max_conditioning >= 0:
+        conditioning = min(conditioning, model.max_conditioning)
+    # A pointer is split into tokens as wide as a memory feature.
+    pointer_tokens = max(1, model.hidden_dim // model.memory_dim)
+    pointers = min(shape[0] - 1, model.recent_pointers)
+    return StagePlan(
+        stage=stage,
+        prompt=prompt,
+        prompted=prompted,
+        conditioning=conditioning,
+        first_tokens=conditioning * model.memory_tokens + pointer_tokens,
+        last_tokens=(conditioning + min(model.recent_memories, shape[0] - 1)) * model.memory_tokens
+        + (conditioning + pointers) * pointer_tokens,
+    )

@@ -1,0 +1,231 @@
+"""The run store: one directory that holds everything a run computed, and a record of what it is.
+
+``run.json`` says what was asked for; ``stages/1`` and ``stages/2`` hold the model's native logits; ``labels`` the
+masks; ``0``, ``1``, ... a reduced copy of the tomogram, so that viewers open the store as an OME-Zarr image;
+``ledger`` what is done; ``state`` what is needed to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from etsam_zarr.atomic import disk_errors, write_atomically
+from etsam_zarr.errors import FingerprintError, OutputExistsError, RunStoreError
+from etsam_zarr.geometry import Shape3
+
+SUFFIX = ".etsam.zarr"
+LAYOUT = 1
+"""Number of the layout below; a store of another one is refused."""
+
+Stage = Literal[1, 2]
+STAGES: tuple[Stage, ...] = (1, 2)
+
+LOGIT_CHUNK_DEPTH = 16
+"""Slices per stored chunk of logits; fixed, so that the store does not depend on the slab."""
+
+
+@dataclass(frozen=True)
+class StageArrays:
+    """The arrays of one stage; the first axis is the tile, the second the slice."""
+
+    logits: zarr.Array[Any]
+    """Native logits, float32, (tile, z, native, native)."""
+    object_score: zarr.Array[Any]
+    """Float32, (tile, z)."""
+    object_pointer: zarr.Array[Any]
+    """Float32, (tile, z, hidden dim)."""
+    backwards: zarr.Array[Any]
+    """Native logits predicted backwards for prompted slices, float32, (tile, prompted slice, native, native)."""
+
+
+class RunStore:
+    """A run on disk. Make one with :meth:`create`, find one with :meth:`open`."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self.record = record
+
+    @classmethod
+    def create(
+        cls, path: Path, record: Mapping[str, Any], *, tiles: int, native_size: int, hidden_dim: int,
+        prompted: Mapping[Stage, int],
+    ) -> RunStore:  # fmt: skip
+        """Make a store with empty arrays; it appears at ``path`` whole or not at all.
+
+        Parameters
+        ----------
+        record
+            What ``run.json`` shall say: JSON values, with ``shape``, ``ome_zarr`` and ``fingerprint`` among them.
+        tiles, native_size, hidden_dim, prompted
+            Sizes of the arrays; ``prompted`` counts the prompted slices of each stage, 0 where the backward
+            prediction is not asked for.
+
+        Raises
+        ------
+        OutputExistsError
+            Something lies at ``path``.
+        OutputError
+            The disk is full or the folder cannot be written.
+        """
+        if path.exists():
+            raise OutputExistsError(f"There is something at {path} already. Give --overwrite or another -o.")
+        partial = path.with_name(f"{path.name}.partial")
+        version: Literal[2, 3] = 3 if record["ome_zarr"] == "0.5" else 2
+        depth = int(record["shape"][0])
+        with disk_errors("creating the run store", path):
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            root = zarr.create_group(partial, zarr_format=version)
+            for stage in STAGES:
+                group = root.create_group(f"stages/{stage}")
+                images = (tiles, depth, native_size, native_size)
+                _add(group, "logits", images, (1, LOGIT_CHUNK_DEPTH, native_size, native_size))
+                _add(group, "object_score", images[:2], (1, LOGIT_CHUNK_DEPTH))
+                _add(group, "object_pointer", (*images[:2], hidden_dim), (1, LOGIT_CHUNK_DEPTH, hidden_dim))
+                backwards = (tiles, prompted[stage], native_size, native_size)
+                _add(group, "backwards", backwards, (1, 1, native_size, native_size))
+            write_atomically(partial / "run.json", _json({"layout": LAYOUT, **record}))
+            partial.rename(path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunStore:
+        """Open an existing store.
+
+        Raises
+        ------
+        RunStoreError
+            There is none at ``path``, or it cannot be read.
+        """
+        try:
+            record = json.loads((path / "run.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            what = "is no run store (it has no run.json)" if path.exists() else "does not exist"
+            raise RunStoreError(
+                f"{path} {what}. Give the path of a store that 'etsam-zarr run' made (usually *{SUFFIX})."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RunStoreError(
+                f"The run store {path} is damaged: run.json cannot be read ({error}). Run again with --overwrite."
+            ) from error
+        if record.get("layout") != LAYOUT:
+            raise RunStoreError(
+                f"The run store {path} has layout {record.get('layout')}, this version reads layout {LAYOUT}. Use the "
+                "version that made it, or run again with --overwrite."
+            )
+        return cls(path, record)
+
+    @staticmethod
+    def is_store(path: Path) -> bool:
+        """Say whether a run store lies at ``path``."""
+        return (path / "run.json").is_file()
+
+    def remove(self) -> None:
+        """Delete the whole store from disk."""
+        shutil.rmtree(self.path)
+
+    @property
+    def shape(self) -> Shape3:
+        """Shape of the volume, z, y, x."""
+        z, y, x = self.record["shape"]
+        return z, y, x
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float] | None:
+        """Edge lengths of a voxel in angstrom, z, y, x, if known."""
+        size = self.record["voxel_size"]
+        return None if size is None else (size[0], size[1], size[2])
+
+    @property
+    def origin(self) -> tuple[float, float, float]:
+        """Position of voxel (0, 0, 0) in angstrom, z, y, x."""
+        z, y, x = self.record["origin"]
+        return z, y, x
+
+    def stage(self, stage: Stage) -> StageArrays:
+        """Return the arrays of a stage."""
+        group = zarr.open_group(self.path / "stages" / str(stage), mode="r+")
+        arrays = {name: group[name] for name in ("logits", "object_score", "object_pointer", "backwards")}
+        return StageArrays(**arrays)  # type: ignore[arg-type] # zarr says "array or group"
+
+    def state_folder(self, stage: Stage, tile: int) -> Path:
+        """Return where the propagation state of a stage of a tile is kept."""
+        return self.path / "state" / f"stage{stage}" / f"tile{tile:05d}"
+
+    def check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
+        """Compare with the fingerprint of the run that is asked for.
+
+        Raises
+        ------
+        FingerprintError
+            They differ; the message names each setting with both values.
+        """
+        mine: dict[str, Any] = self.record["fingerprint"]
+        theirs = json.loads(_json(fingerprint))
+        differing = [
+            f"{name} ({_short(mine.get(name))} there, {_short(theirs.get(name))} now)"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+        if differing:
+            raise FingerprintError(
+                f"The run store {self.path} was made with other settings: {'; '.join(differing)}. Give the settings of "
+                "the store to go on with it, another -o to keep it, or --overwrite to delete it and start again."
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for writing; the lock goes with the process, also when it is killed.
+
+        Raises
+        ------
+        RunStoreError
+            Another process on this machine is writing the store.
+        """
+        with disk_errors("locking the run store", self.path):
+            file = (self.path / ".lock").open("w")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunStoreError(
+                    f"Another process is writing the run store {self.path}. Wait for it to end, or give another -o."
+                ) from error
+            yield
+
+
+def _add(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    """Create a float32 array with shuffled, Zstandard-compressed chunks."""
+    version = group.metadata.zarr_format
+    compressor: Any
+    if version == 2:
+        import numcodecs
+
+        compressor = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
+    else:
+        compressor = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=4)
+    group.create_array(
+        name, shape=shape, chunks=chunks, dtype=np.dtype("float32"), compressors=compressor, fill_value=0.0,
+        chunk_key_encoding={"name": "v2", "separator": "/"} if version == 2 else None,
+    )  # fmt: skip
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode()
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"

@@ -51,6 +51,7 @@ from etsam_zarr.errors import OutputExistsError, SettingsError
 from etsam_zarr.events import Notice, OnEvent, ignore
 from etsam_zarr.geometry import Shape3
 from etsam_zarr.masks import BinaryMask
+from etsam_zarr.pyramid import write_unit
 
 DEFAULT_BLOCK: Shape3 = (128, 256, 256)
 """About 0.1 GB of working memory for each worker."""
@@ -350,7 +351,7 @@ def _merge(scratch: _Scratch, token: str, settings: LabelSettings, on_event: OnE
 def _check_destination(destination: zarr.Array[Any], grid: BlockGrid, largest: int) -> None:
     if tuple(destination.shape) != grid.shape:
         raise SettingsError(f"The destination has shape {tuple(destination.shape)}, the mask {grid.shape}.")
-    unit = destination.shards or destination.chunks
+    unit = write_unit(destination)
     several = [n > 1 for n in grid.counts]
     if any(cut and size % step for cut, size, step in zip(several, grid.block, unit, strict=True)):
         raise SettingsError(

@@ -48,9 +48,10 @@ class ArrayBox:
         return z, y, x
 
     def read(self, z: Span, y: Span | None = None, x: Span | None = None) -> Array:
-        """Return the voxels of a box, shape (z.size, y.size, x.size)."""
-        box = (z.as_slice(), _slice(y), _slice(x))
-        return np.asarray(self._array[box])
+        """Return the voxels of a box, shape (z.size, y.size, x.size), as a copy."""
+        voxels = np.asarray(self._array[z.as_slice(), _slice(y), _slice(x)])
+        # Only plain numpy gives a view of what the caller owns.
+        return voxels.copy() if isinstance(self._array, np.ndarray) else voxels
 
 
 class VolumeBox:

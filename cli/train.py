@@ -1,0 +1,96 @@
+"""``etsam-zarr train``: trains both stages from volumes with masks, or from a recipe that makes phantoms."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+from etsam_zarr_cli.progress import Progress
+
+
+@click.command("train")
+@click.argument("volumes", nargs=-1, metavar="[VOLUMES]...")
+@click.option(
+    "--pair",
+    "pairs",
+    nargs=2,
+    multiple=True,
+    metavar="VOLUME MASK",
+    help="A tomogram and its mask (OME-Zarr or MRC); may be repeated.",
+)
+@click.option(
+    "--validate",
+    "validation",
+    nargs=2,
+    multiple=True,
+    metavar="VOLUME MASK",
+    help="A pair that is never trained on, for the Dice of each epoch; may be repeated.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
+@click.option(
+    "--recipe",
+    default="inference",
+    show_default=True,
+    help="etsam (as ETSAM was trained), inference (prompts as in a run; for small models), or a recipe file.",
+)
+@click.option("--stage", type=click.Choice(["1", "2", "both"]), default="both", show_default=True)
+@click.option("--model", help="Name or YAML of the model, instead of the recipe's.")
+@click.option("--init", "initial", type=click.Path(path_type=Path), help="Start from this checkpoint (both stages).")
+@click.option(
+    "--stage1-checkpoint", type=click.Path(path_type=Path), help="Stage 1's weights where only stage 2 is trained."
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@click.option("--steps-per-epoch", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's.")
+@click.option("--accumulate", type=click.IntRange(min=1), help="Forward passes per optimizer step.")
+@click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="Instead of the recipe's.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="How many GPUs.")
+@click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
+def command(
+    volumes: tuple[str, ...],
+    *,
+    pairs: tuple[tuple[str, str], ...],
+    validation: tuple[tuple[str, str], ...],
+    output: Path,
+    recipe: str,
+    stage: str,
+    initial: Path | None,
+    stage1_checkpoint: Path | None,
+    device: str,
+    devices: int,
+    resume: bool,
+    **changes: object,
+) -> None:
+    """Train ETSAM's two stages.
+
+    VOLUMES are OME-Zarr images that hold their truth as the label 'membranes'. The results are stage1.pt and
+    stage2.pt in the output folder, in ETSAM's file format: 'etsam-zarr run' takes them as they are.
+    """
+    import dataclasses
+
+    from etsam_zarr.training import TrainRequest, train_stages
+    from etsam_zarr.training_pairs import Pair
+    from etsam_zarr.training_settings import load_recipe
+
+    loaded = load_recipe(recipe)
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = {number: dataclasses.replace(s, **given) for number, s in loaded.stages.items()}  # type: ignore[arg-type]
+    stages = {"1": (1,), "2": (2,), "both": (1, 2)}[stage]
+    request = TrainRequest(
+        out=output,
+        recipe=dataclasses.replace(loaded, stages=settings),
+        pairs=[*(Pair(volume) for volume in volumes), *(Pair(*pair) for pair in pairs)],
+        validation=[Pair(*pair) for pair in validation],
+        stages=stages,
+        initial={} if initial is None else dict.fromkeys(stages, initial),
+        stage1_checkpoint=stage1_checkpoint,
+        resume=resume,
+        accelerator=device,
+        devices=devices,
+    )
+    with contextlib.closing(Progress()) as progress:
+        results = train_stages(request, on_event=progress)
+    for path in results.values():
+        click.echo(str(path))

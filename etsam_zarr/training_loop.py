@@ -1,0 +1,337 @@
+"""Trains one stage: steps, checkpoints, a log, a validation score per epoch, and an exact resume.
+
+Several GPUs, mixed precision and gradient accumulation come from Lightning Fabric. It was chosen over accelerate and
+over plain torchrun with DistributedDataParallel because it wraps nothing but the model and the optimizer: the loop
+below stays ours, runs the same without it being noticed on one CPU, and no launcher or config file is needed
+(``--devices 4`` is enough).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etsam_zarr.atomic import write_atomically
+from etsam_zarr.checkpoint import load_weights, read_checkpoint
+from etsam_zarr.errors import FingerprintError, OutputExistsError, SettingsError
+from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
+from etsam_zarr.model_config import ModelConfig
+from etsam_zarr.training_clips import ClipSampler, clips_ahead
+from etsam_zarr.training_model import ClipModel, build_clip_model
+from etsam_zarr.training_pairs import TrainingVolume
+from etsam_zarr.training_predict import evaluate
+from etsam_zarr.training_settings import TrainSettings
+
+LAST = "last.pt"
+"""Weights, optimizer and step of the latest checkpoint; its entry ``model`` is read like any checkpoint."""
+BEST = "best.pt"
+"""Weights with the best validation Dice, ``{"model": state_dict}`` as ETSAM's own files."""
+LOG = "log.csv"
+_LOSSES = ("total", "bce", "focal", "dice", "iou", "object_score")
+_COLUMNS = (
+    "epoch",
+    "step",
+    *(f"loss_{name}" for name in _LOSSES),
+    "learning_rate",
+    "dice",
+    "precision",
+    "recall",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What to train, on what, and where to."""
+
+    stage: int
+    config: ModelConfig
+    settings: TrainSettings
+    volumes: Sequence[TrainingVolume]
+    validation: Sequence[TrainingVolume]
+    folder: Path
+    initial: Path | None = None
+    """Checkpoint to start from; None starts from scratch."""
+    accelerator: str = "cpu"
+    devices: int = 1
+    minutes_between_checkpoints: float = 5.0
+
+    @property
+    def fingerprint(self) -> str:
+        """What a resumed training must have in common with the one it goes on."""
+        content = {
+            "stage": self.stage,
+            "config": self.config.digest,
+            "settings": dataclasses.asdict(self.settings),
+            "volumes": [volume.digest for volume in self.volumes],
+            "initial": None if self.initial is None else self.initial.name,
+            "devices": self.devices,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) -> Path:
+    """Train one stage to the end of its recipe.
+
+    1. Build the model, from scratch or a checkpoint, or take over an interrupted training.
+    2. For each step: draw clips (a thread does, ahead of time), add up gradients, clip them, step.
+    3. After each epoch: validate, log, keep the best weights. Every few minutes, and at the end of an epoch, write
+       a checkpoint.
+
+    Every random choice is a function of seed and step, so that an interrupted training, resumed, ends as an
+    uninterrupted one: to the last bit on CPU in float32 with the same number of threads.
+
+    Returns
+    -------
+    pathlib.Path
+        The checkpoint with the best validation Dice; the last one where nothing was validated.
+
+    Raises
+    ------
+    OutputExistsError
+        The folder holds a training and ``resume`` was not given.
+    FingerprintError
+        The training in the folder had other settings or data.
+    OutputError
+        A checkpoint cannot be written; the one before it stays.
+    """
+    last = job.folder / LAST
+    if last.exists() and not resume:
+        raise OutputExistsError(
+            f"{job.folder} holds a training already. Give --resume to go on with it, or another output folder."
+        )
+    fabric = _fabric(job)
+    model = build_clip_model(job.config, job.settings)
+    if job.initial is not None:
+        load_weights(model, read_checkpoint(job.initial), origin=str(job.initial))
+    optimizer = torch.optim.AdamW(_parameter_groups(model, job.settings), betas=(0.9, 0.999))
+    progress = _Progress()
+    if last.exists():
+        progress = _take_over(job, model, optimizer, on_event)
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    model.train()
+    sampler = ClipSampler(job.volumes, job.settings, stage=job.stage, image_size=job.config.image_size)
+    log = _Log(job.folder / LOG, progress.step)
+    steps, name = job.settings.steps, f"train stage {job.stage}"
+    begun = saved = time.monotonic()
+    on_event(Started(name, total=steps, done=progress.step, unit="steps"))
+    averages = _Averages(progress.sums, progress.steps_in_epoch)
+    for clips in _clips_of_steps(sampler, job.settings, progress.step, fabric):
+        rate = _set_learning_rate(optimizer, job.settings, progress.step)
+        for number, clip in enumerate(clips):
+            final = number == job.settings.accumulate - 1
+            seed = _seed(job.settings.seed, progress.step, number, fabric.global_rank)
+            with fabric.no_backward_sync(wrapped, enabled=not final and job.devices > 1):
+                losses = wrapped(clip.to(fabric.device), seed=seed)
+                fabric.backward(losses["total"] / job.settings.accumulate)
+            averages.add(losses, 1 / job.settings.accumulate)
+        fabric.clip_gradients(wrapped, optimizer, max_norm=job.settings.gradient_clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.step += 1
+        averages.steps += 1
+        progress.sums, progress.steps_in_epoch = averages.sums, averages.steps
+        on_event(Advanced(name))
+        ended = progress.step % job.settings.steps_per_epoch == 0
+        if ended:
+            _finish_epoch(job, fabric, model, progress, averages, log, rate, begun, on_event)
+        due = time.monotonic() - saved > 60 * job.minutes_between_checkpoints
+        if (ended or due) and fabric.is_global_zero:
+            _save(job, model, optimizer, progress)
+            saved = time.monotonic()
+        if ended:
+            averages = _Averages({}, 0)
+            progress.sums, progress.steps_in_epoch = {}, 0
+    on_event(Finished(name, time.monotonic() - begun))
+    best = job.folder / BEST
+    return best if best.exists() else last
+
+
+@dataclass
+class _Progress:
+    step: int = 0
+    best_dice: float = -1.0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    steps_in_epoch: int = 0
+
+
+class _Averages:
+    """Sums of the losses of an epoch so far."""
+
+    def __init__(self, sums: Mapping[str, float], steps: int) -> None:
+        self.sums = dict(sums)
+        self.steps = steps
+
+    def add(self, losses: Mapping[str, torch.Tensor], share: float) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach()) * share
+
+    def mean(self, name: str) -> float | None:
+        return self.sums[name] / self.steps if name in self.sums else None
+
+
+class _Log:
+    """The CSV file, one row per epoch; rows of epochs that a resumed training repeats are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        rows: list[dict[str, str]] = []
+        if path.exists() and step:
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        self._rows: list[Mapping[str, object]] = list(rows)
+
+    def add(self, row: Mapping[str, object]) -> None:
+        self._rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self._path, text.getvalue().encode())
+
+
+def _fabric(job: TrainJob) -> Any:  # noqa: ANN401 - an optional dependency
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"Training needs the package {error.name}, which is not installed. Install the extra: pip install "
+            "'etsam-zarr[train]'."
+        ) from error
+    # A recipe leaves parts of SAM 2 unused in some clips (points, boxes), so DDP must look for them.
+    strategy: Any = DDPStrategy(find_unused_parameters=True) if job.devices > 1 else "auto"
+    fabric = Fabric(
+        accelerator=job.accelerator, devices=job.devices, strategy=strategy, precision=job.settings.precision
+    )
+    fabric.launch()
+    return fabric
+
+
+def _parameter_groups(model: ClipModel, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Group parameters by learning rate and weight decay; norms and biases are not decayed."""
+    trunk = model.image_encoder.trunk
+    prefix = "image_encoder.trunk."
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = settings.learning_rate
+        if name.startswith("image_encoder.") and settings.vision_learning_rate is not None:
+            rate = settings.vision_learning_rate
+        if name.startswith(prefix) and settings.layer_decay != 1:
+            below = trunk.get_num_layers() + 1 - trunk.get_layer_id(name.removeprefix(prefix))
+            rate *= settings.layer_decay**below
+        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "full_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int) -> float:
+    """Warm up linearly, then follow a cosine down to the final share; return the base rate."""
+    if step < settings.warmup_steps:
+        share = (step + 1) / settings.warmup_steps
+    else:
+        through = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+        left = settings.final_learning_rate
+        share = left + (1 - left) * (1 + math.cos(math.pi * through)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_lr"] * share
+    return settings.learning_rate * share
+
+
+def _clips_of_steps(
+    sampler: ClipSampler, settings: TrainSettings, first: int, fabric: Any  # noqa: ANN401
+) -> Iterator[list[Any]]:
+    keys = [
+        (step, number, fabric.global_rank)
+        for step in range(first, settings.steps)
+        for number in range(settings.accumulate)
+    ]
+    with contextlib.closing(clips_ahead(sampler, keys)) as clips:  # type: ignore[type-var]
+        for _ in range(first, settings.steps):
+            yield [next(clips) for _ in range(settings.accumulate)]
+
+
+def _seed(*key: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big")
+
+
+def _finish_epoch(
+    job: TrainJob,
+    fabric: Any,  # noqa: ANN401
+    model: ClipModel,
+    progress: _Progress,
+    averages: _Averages,
+    log: _Log,
+    rate: float,
+    begun: float,
+    on_event: OnEvent,
+) -> None:
+    epoch = progress.step // job.settings.steps_per_epoch
+    if fabric.is_global_zero:
+        row: dict[str, object] = {"epoch": epoch, "step": progress.step, "learning_rate": f"{rate:.3g}"}
+        row.update({f"loss_{name}": f"{mean:.5f}" for name in _LOSSES if (mean := averages.mean(name)) is not None})
+        said = f"Epoch {epoch}: loss {averages.mean('total'):.4f}"
+        if job.validation:
+            weights = {name: value.detach() for name, value in model.state_dict().items()}
+            score = evaluate(
+                job.config, weights, job.validation, job.settings, stage=job.stage, device=fabric.device
+            )
+            row.update({name: f"{value:.5f}" for name, value in dataclasses.asdict(score).items()})
+            said += f", validation Dice {score.dice:.4f}"
+            if score.dice > progress.best_dice:
+                progress.best_dice = score.dice
+                write_atomically(job.folder / BEST, serialized({"model": weights}))
+        row["seconds"] = f"{time.monotonic() - begun:.1f}"
+        log.add(row)
+        on_event(Notice(f"{said}."))
+    fabric.barrier()
+
+
+def _save(job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": dataclasses.asdict(progress),
+        "fingerprint": job.fingerprint,
+    }
+    write_atomically(job.folder / LAST, serialized(content))
+
+
+def _take_over(
+    job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, on_event: OnEvent
+) -> _Progress:
+    path = job.folder / LAST
+    read_checkpoint(path)  # says clearly what is wrong with a damaged file
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if content.get("fingerprint") != job.fingerprint:
+        raise FingerprintError(
+            f"The training in {job.folder} was started with other data, settings, model or number of devices. Give "
+            "the same command as then, or another output folder."
+        )
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    progress = _Progress(**content["progress"])
+    on_event(Notice(f"Going on after step {progress.step} of {job.settings.steps}."))
+    return progress
+
+
+def serialized(content: Mapping[str, object]) -> bytes:
+    """Return what ``torch.save`` writes, to be stored atomically."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()

@@ -1,0 +1,235 @@
+"""SAM 2 as it is trained: sam2's own modules, walked over a clip, and the losses.
+
+The package ``sam2`` also installs its training code as the top-level package ``training``. Its model
+(``SAM2Train``: prompts drawn from the truth, correction clicks) and losses need ``tensordict`` and ``tensorboard``
+but not torchvision, and are used as they are; its data sets and trainer hold whole videos in memory or need a
+cluster, and are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch.nn import functional
+
+from etsam_zarr.errors import ModelError, SettingsError
+from etsam_zarr.model_config import ModelConfig
+from etsam_zarr.training_clips import Clip
+from etsam_zarr.training_settings import TrainSettings
+
+try:
+    from training.loss_fns import MultiStepMultiMasksAndIous, sigmoid_focal_loss
+    from training.model.sam2 import SAM2Train
+    from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
+except ModuleNotFoundError as error:  # pragma: no cover - depends on the installation
+    raise SettingsError(
+        f"Training needs the package {error.name}, which is not installed. Install the extra: pip install "
+        "'etsam-zarr[train]'."
+    ) from error
+
+Losses = dict[str, torch.Tensor]
+
+# The gate "there is an object" is held open while training: closed, it puts -1024 in place of every mask and no
+# gradient passes. Its logits are trained on their own.
+_OPEN_GATE = 10.0
+_FAR = 100_000
+"""Number of slices that the model is told there are: it only caps how many object pointers are read."""
+
+# SAM2Train's draws for the recipe etsam: mask 0.5, points 0.25, box 0.25; 1 or 2 prompted slices; 7 clicks on up to 2.
+_ETSAM_PROMPTS = {
+    "prob_to_use_pt_input_for_train": 0.5,
+    "prob_to_use_box_input_for_train": 0.5,
+    "num_frames_to_correct_for_train": 2,
+    "rand_frames_to_correct_for_train": True,
+    "num_init_cond_frames_for_train": 2,
+    "rand_init_cond_frames_for_train": True,
+    "add_all_frames_to_correct_as_cond": True,
+    "num_correction_pt_per_frame": 7,
+    "prob_to_sample_from_gt_for_train": 0.1,
+    "num_init_cond_frames_for_eval": 1,
+    "forward_backbone_per_frame_for_eval": True,
+}
+
+
+class ClipModel(SAM2Train):  # type: ignore[misc]
+    """A SAM 2 model whose forward pass takes a clip and returns losses."""
+
+    train_settings: TrainSettings
+
+    def configure(self, settings: TrainSettings) -> None:
+        """Take over the settings; called once after building."""
+        self.train_settings = settings
+        self._gate_logits: torch.Tensor | None = None
+        self.sam_mask_decoder.register_forward_hook(self._hold_gate_open)
+        weights = {
+            "loss_mask": settings.focal_weight,
+            "loss_dice": settings.dice_weight,
+            "loss_iou": settings.iou_weight,
+            "loss_class": settings.object_score_weight,
+        }
+        self.multistep_loss = MultiStepMultiMasksAndIous(
+            weights, supervise_all_iou=True, iou_use_l1_loss=True, pred_obj_scores=self.pred_obj_scores
+        )
+
+    def forward(self, clip: Clip, *, seed: int) -> Losses:
+        """Return the losses of a clip, each a scalar; ``total`` is what to minimise.
+
+        Parameters
+        ----------
+        clip
+            On the model's device.
+        seed
+            Decides dropout and drawn prompts, so that a resumed training repeats them.
+        """
+        torch.manual_seed(seed)
+        if self.train_settings.recipe == "etsam":
+            return self._etsam_losses(clip, seed)
+        return self._inference_losses(clip, seed)
+
+    def _etsam_losses(self, clip: Clip, seed: int) -> Losses:
+        import numpy as np
+
+        self.rng = np.random.default_rng(seed)
+        count, videos = clip.images.shape[:2]
+        index = torch.stack(
+            torch.meshgrid(torch.arange(count), torch.arange(videos), indexing="ij"), dim=-1
+        ).int()
+        datapoint = BatchedVideoDatapoint(
+            img_batch=clip.images,
+            obj_to_frame_idx=index.to(clip.images.device),
+            masks=clip.masks,
+            metadata=BatchedVideoMetaData(
+                unique_objects_identifier=torch.zeros(count, videos, 3, dtype=torch.long),
+                frame_orig_size=torch.zeros(count, videos, 2, dtype=torch.long),
+                batch_size=[count],
+            ),
+            dict_key="clip",
+            batch_size=[count],
+        )
+        outputs = super().forward(datapoint)
+        found = self.multistep_loss(outputs, clip.masks)
+        names = {"loss_mask": "focal", "loss_dice": "dice", "loss_iou": "iou", "loss_class": "object_score"}
+        losses: Losses = {ours: found[theirs] for theirs, ours in names.items()}
+        losses["total"] = found["core_loss"]
+        return losses
+
+    def _inference_losses(self, clip: Clip, seed: int) -> Losses:
+        """Walk a clip as a run does: prompted slices first, then the others in order, each reading memory."""
+        settings = self.train_settings
+        count, videos = clip.images.shape[:2]
+        features = self.forward_image(clip.images.flatten(0, 1))
+        _, vision, positions, sizes = self._prepare_backbone_features(features)
+        if len(vision) > 1 and _chance(seed, settings.drop_skips):
+            vision = [level * 0 for level in vision[:-1]] + [vision[-1]]
+        prompted = len(clip.prompts)
+        memory: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+        logits, scores, ious = [], [], []
+        with self._as_in_a_run():
+            for number in range(count):
+                part = slice(number * videos, (number + 1) * videos)
+                is_prompted = number < prompted
+                output = self.track_step(
+                    frame_idx=clip.slices[number],
+                    is_init_cond_frame=is_prompted,
+                    current_vision_feats=[level[:, part] for level in vision],
+                    current_vision_pos_embeds=[level[:, part] for level in positions],
+                    feat_sizes=sizes,
+                    point_inputs=None,
+                    mask_inputs=clip.prompts[number] if is_prompted else None,
+                    output_dict=memory,
+                    num_frames=_FAR,
+                )
+                kind = "cond_frame_outputs" if is_prompted else "non_cond_frame_outputs"
+                memory[kind][clip.slices[number]] = output
+                if not is_prompted:
+                    logits.append(output["multistep_pred_multimasks_high_res"][0])
+                    ious.append(output["multistep_pred_ious"][0])
+                    scores.append(self._gate_logits)
+        truth = clip.masks[prompted:].flatten(0, 1)
+        return self._mask_losses(torch.cat(logits), torch.cat(ious), torch.cat(scores), truth)
+
+    def _mask_losses(
+        self, logits: torch.Tensor, ious: torch.Tensor, scores: torch.Tensor, truth: torch.Tensor
+    ) -> Losses:
+        """Return the losses of N masks: logits (N, M, S, S), predicted IoU (N, M), object score (N, 1)."""
+        settings = self.train_settings
+        target = truth[:, None].float().expand_as(logits)
+        logits = logits.float()
+        probability = logits.sigmoid()
+        overlap = (probability * target).sum(dim=(2, 3))
+        dice = 1 - (2 * overlap + 1) / (probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3)) + 1)
+        bce = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(2, 3))
+        focal = sigmoid_focal_loss(logits, target, 1, loss_on_multimask=True)
+        with torch.no_grad():
+            inside = logits > 0
+            shared = (inside & (target > 0)).sum(dim=(2, 3))
+            union = (inside | (target > 0)).sum(dim=(2, 3))
+            true_iou = shared / union.clamp(min=1)
+        # Of several proposals the best one learns the mask; all learn how good they are.
+        mask_loss = settings.bce_weight * bce + settings.dice_weight * dice + settings.focal_weight * focal
+        best = mask_loss.argmin(dim=1, keepdim=True)
+        present = truth.flatten(1).any(dim=1, keepdim=True).float()
+        losses: Losses = {
+            "bce": bce.gather(1, best).mean(),
+            "dice": dice.gather(1, best).mean(),
+            "focal": focal.gather(1, best).mean(),
+            "iou": (ious.float() - true_iou).abs().mean(),
+            "object_score": functional.binary_cross_entropy_with_logits(scores.float(), present),
+        }
+        losses["total"] = (
+            mask_loss.gather(1, best).mean()
+            + settings.iou_weight * losses["iou"]
+            + settings.object_score_weight * losses["object_score"]
+        )
+        return losses
+
+    @contextlib.contextmanager
+    def _as_in_a_run(self) -> Iterator[None]:
+        """Let SAM 2 read memory as it does in a run; layers inside keep their training mode (dropout)."""
+        before = self.training
+        self.training = False
+        try:
+            yield
+        finally:
+            self.training = before
+
+    def _hold_gate_open(self, _module: object, _inputs: object, output: tuple[torch.Tensor, ...]) -> Any:  # noqa: ANN401
+        masks, ious, tokens, object_logits = output
+        if self.train_settings.recipe == "etsam":
+            return output
+        self._gate_logits = object_logits
+        return masks, ious, tokens, torch.full_like(object_logits, _OPEN_GATE)
+
+
+def build_clip_model(config: ModelConfig, settings: TrainSettings) -> ClipModel:
+    """Build a model to train, its weights drawn from the settings' seed.
+
+    Raises
+    ------
+    ModelError
+        The configuration cannot be built.
+    """
+    tree = {**config.tree, "_target_": "etsam_zarr.training_model.ClipModel"}
+    tree.pop("non_overlap_masks", None)
+    prompts = _ETSAM_PROMPTS if settings.recipe == "etsam" else {}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            model: ClipModel = instantiate(tree, **prompts, _recursive_=True)
+    except (HydraException, TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"The model config {config.name} cannot be built for training: {error}. Compare it with a config of the "
+            "sam2 package."
+        ) from error
+    model.configure(settings)
+    return model
+
+
+def _chance(seed: int, share: float) -> bool:
+    generator = torch.Generator().manual_seed(seed)
+    return bool(torch.rand((), generator=generator) < share)

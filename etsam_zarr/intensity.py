@@ -142,7 +142,9 @@ def _percentile(limits: IntensityRange) -> Callable[[npt.NDArray[Any]], Image]:
 
     def normalize(values: npt.NDArray[Any]) -> Image:
         clipped: Image = np.clip(values.astype(np.float32), low, high)
-        return (clipped - low) / (high - low)
+        clipped -= low
+        clipped /= high - low
+        return clipped
 
     return normalize
 

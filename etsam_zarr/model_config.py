@@ -42,6 +42,8 @@ class ModelConfig:
     """Channels of a memory feature."""
     hidden_dim: int
     """Channels of the image embedding, and of an object pointer."""
+    trunk_channels: int
+    """Channels of the image encoder's first stage, which sets its memory."""
     backbone_stride: int
     """Image pixels per embedding cell."""
     recent_memories: int
@@ -100,6 +102,7 @@ def read_model_config(model: str) -> ModelConfig:
             image_size=int(tree["image_size"]),
             memory_dim=int(tree["memory_encoder"]["out_dim"]),
             hidden_dim=int(tree["image_encoder"]["neck"]["d_model"]),
+            trunk_channels=int(tree["image_encoder"]["trunk"].get("embed_dim", 96)),
             backbone_stride=int(tree.get("backbone_stride", 16)),
             recent_memories=int(tree.get("num_maskmem", 7)) - 1,
             recent_pointers=int(tree.get("max_obj_ptrs_in_encoder", 16)) - 1,

@@ -45,6 +45,22 @@ class ModelSpec:
 
         return f"seed {_SEEDS[stage]}" if self.checkpoints is None else file_digest(self.checkpoints[stage - 1])
 
+    def weight_bytes(self) -> int:
+        """Return what one stage's weights take in memory as float32.
+
+        Raises
+        ------
+        ModelError
+            A checkpoint cannot be read.
+        """
+        from etsam_zarr.checkpoint import read_checkpoint
+
+        if self.checkpoints is None:
+            states = [self.build("cpu").state_dict()]
+        else:
+            states = [read_checkpoint(path) for path in self.checkpoints]
+        return max(sum(4 * int(weight.numel()) for weight in state.values()) for state in states)
+
     def build(self, device: torch.device | str) -> Predictor:
         """Build the predictor, with the initial weights of stage 1's seed."""
         from etsam_zarr.sam import build_predictor

@@ -214,6 +214,7 @@ class _Stages:
         """Run what is missing; return the seconds spent in the model."""
         if self.nothing_to_do:
             return 0.0
+        before = self._model_seconds()
         model = self._request.model
         predictor = model.build(self._request.device)
         # A checkpoint that does not fit shall be found now, not when stage 1 is done.
@@ -230,6 +231,9 @@ class _Stages:
         model.load(predictor, 2)
         prompt = self._stage1_prompt if self._prompt_of(2) == "stage1_partial" else self._fixed_prompt(2)
         self._run_stage(2, predictor, self._fused_planes(bounds), prompt)
+        return self._model_seconds() - before
+
+    def _model_seconds(self) -> float:
         return sum(slab.seconds for stage in STAGES for slab in self._ledger.slabs(stage, 0))
 
     def _run_stage(

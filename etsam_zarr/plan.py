@@ -38,6 +38,8 @@ class StagePlan:
     """Memory tokens that an early slice attends to (the prompted slices' and one recent one's)."""
     last_tokens: int
     """Memory tokens that a late slice attends to."""
+    attention_growth: float
+    """Tokens of a late slice, relative to those it would attend to if one slice were prompted."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,15 @@ def _stage(stage: int, prompt: str, shape: Shape3, settings: Settings, model: Mo
     # A pointer is split into tokens as wide as a memory feature.
     pointer_tokens = max(1, model.hidden_dim // model.memory_dim)
     pointers = min(shape[0] - 1, model.recent_pointers)
+    recent = min(model.recent_memories, shape[0] - 1)
+    last = (conditioning + recent) * model.memory_tokens + (conditioning + pointers) * pointer_tokens
+    single = (1 + recent) * model.memory_tokens + (1 + pointers) * pointer_tokens
     return StagePlan(
         stage=stage,
         prompt=prompt,
         prompted=prompted,
         conditioning=conditioning,
         first_tokens=conditioning * model.memory_tokens + pointer_tokens,
-        last_tokens=(conditioning + min(model.recent_memories, shape[0] - 1)) * model.memory_tokens
-        + (conditioning + pointers) * pointer_tokens,
+        last_tokens=last,
+        attention_growth=last / single,
     )

@@ -227,5 +227,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def _short(value: object) -> str:
+    if value is None:
+        return "not used"
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"

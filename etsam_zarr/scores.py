@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from etsam_zarr.geometry import Shape3, Span
-from etsam_zarr.runstore import StageArrays
+from etsam_zarr.geometry import Shape3, Span, cut
+from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, StageArrays
 
 Logits = npt.NDArray[np.float32]
 
@@ -47,6 +47,11 @@ class ScoreView:
         _, height, width = self.shape
         for plane in self._native(z):
             yield upsample(plane, height, width)
+
+    def planes_in_turn(self) -> Iterator[Logits]:
+        """Yield all slices one by one, float32 of shape (y, x), reading chunk layer after chunk layer."""
+        for span in cut(Span(0, self.shape[0]), LOGIT_CHUNK_DEPTH):
+            yield from self.planes(span)
 
     def _native(self, z: Span) -> Logits:
         native = np.asarray(self._arrays.logits[0, z.as_slice()], dtype=np.float32)

@@ -76,7 +76,7 @@ class Volume(ABC):
         depend on where the volume lies.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most volumes hold nothing open
         """Release what the volume holds open. Reading afterwards is an error."""
 
     def __enter__(self) -> Volume:

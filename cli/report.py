@@ -1,0 +1,67 @@
+"""Plans and results in words, for people."""
+
+from __future__ import annotations
+
+from etsam_zarr_cli.run_options import Prepared
+
+from etsam_zarr.memory import Projection
+from etsam_zarr.plan import RunPlan, StagePlan
+from etsam_zarr.volume import VolumeInfo
+
+
+def plan_lines(prepared: Prepared, projection: Projection, *, device: str, precision: str) -> list[str]:
+    """Describe what a run will do and need."""
+    info, plan = prepared.volume.info, prepared.plan
+    untrained = " (untrained: its result means nothing)" if prepared.model.untrained else ""
+    return [
+        f"volume     {size(info)}, {info.format}, {info.uri}",
+        f"output     {prepared.destination}",
+        f"model      {prepared.model.config.name}{untrained}, image {plan.image_size} x {plan.image_size}, "
+        f"{precision} on {device}",
+        f"work       {_count(len(plan.tiles), 'tile')}, {_count(len(plan.windows), 'window')}, "
+        f"{_count(plan.slabs, 'slab')} of {plan.slab} slices, 2 stages",
+        *(_stage_line(stage, plan) for stage in plan.stages),
+        f"memory     {bytes_text(projection.host)} on the host"
+        + (f", {bytes_text(projection.device)} on {device}" if projection.device else ""),
+        f"disk       {bytes_text(projection.disk)} at most",
+    ]
+
+
+def size(info: VolumeInfo) -> str:
+    """Describe a volume's extent: voxels, type and voxel size."""
+    z, y, x = info.shape
+    if info.voxel_size is None:
+        spacing = "voxel size unknown"
+    elif len(set(info.voxel_size)) == 1:
+        spacing = f"voxel {info.voxel_size[0]:g} A"
+    else:
+        spacing = "voxel {:g} x {:g} x {:g} A (z y x)".format(*info.voxel_size)
+    return f"{z} x {y} x {x} (z y x) {info.dtype}, {spacing}"
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes in a unit that people read.
+
+    >>> bytes_text(1536), bytes_text(3 * 2**30)
+    ('1.5 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _stage_line(stage: StagePlan, plan: RunPlan) -> str:
+    count = len(stage.prompted)
+    line = f"stage {stage.stage}    prompt {stage.prompt} on {_count(count, 'slice')}"
+    if count == 1:
+        return f"{line}; the cost of a slice does not depend on the depth"
+    return (
+        f"{line}, read and encoded beforehand; every slice attends to {stage.first_tokens} to {stage.last_tokens} "
+        f"memory tokens ({stage.attention_growth:.1f} times as many as with one prompted slice: grows with the depth)"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

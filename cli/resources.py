@@ -1,0 +1,45 @@
+"""What the machine gives to a run: device, precision, threads, and whether it suffices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from etsam_zarr_cli.run_options import Prepared
+
+from etsam_zarr.config import Precision
+from etsam_zarr.device import choose_device, choose_precision
+from etsam_zarr.memory import Projection, project
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The device and precision chosen, and the projection for them."""
+
+    device: torch.device
+    precision: Precision
+    device_free: int | None
+    """Free bytes on a device with memory of its own."""
+    projection: Projection
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, prepared: Prepared, given: dict[str, Any]) -> Resources:
+        """Choose for a prepared run; sets PyTorch's number of threads."""
+        if given["threads"] is not None:
+            torch.set_num_threads(given["threads"])
+        device = choose_device(given["device"])
+        precision = choose_precision(given["precision"], device)
+        projection = project(
+            prepared.plan, prepared.model.config, prepared.volume.info, weights=prepared.model.weight_bytes(),
+            on_host=device.type == "cpu", half=precision == "bfloat16",
+        )  # fmt: skip
+        free = None if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
+        warnings = list(prepared.volume.info.warnings)
+        if prepared.plan.squeezed > 1:
+            warnings.append(
+                f"A slice is {prepared.plan.squeezed:.1f} times larger than the model's image and is squeezed into it, "
+                "as ETSAM does: thin membranes may vanish."
+            )
+        return cls(device, precision, free, projection, tuple(warnings))

@@ -1,0 +1,62 @@
+"""``etsam-zarr run``: segment a tomogram."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from etsam_zarr_cli.progress import Progress
+from etsam_zarr_cli.report import plan_lines
+from etsam_zarr_cli.run_options import prepare, run_options
+
+from etsam_zarr.events import Notice
+
+
+@click.command()
+@run_options
+@click.option("--overwrite", is_flag=True, help="Delete a run store that is there, and start again.")
+@click.option("--resume", is_flag=True, help="Go on with a run store that is there; this is the default.")
+@click.option("--force", is_flag=True, help="Start even if the projection says that it does not fit.")
+@click.option("--store-logits", is_flag=True, help="ETSAM's option; logits are always stored, see export --logits.")
+def command(overwrite: bool, resume: bool, force: bool, store_logits: bool, **given: Any) -> None:  # noqa: ANN401
+    """Segment the membranes of the tomogram INPUT (MRC, OME-Zarr or Zarr) into a run store.
+
+    Give the same command again after an interruption: it goes on where it was.
+    """
+    progress = Progress()
+    if overwrite and resume:
+        raise click.UsageError("--overwrite and --resume contradict each other.")
+    prepared = prepare(given)
+    # Only now torch: a wrong path or option is answered at once.
+    from etsam_zarr_cli.resources import Resources
+
+    from etsam_zarr.memory import check_fits
+    from etsam_zarr.pipeline import RunRequest, run
+
+    resources = Resources.of(prepared, given)
+    for line in plan_lines(prepared, resources.projection, device=str(resources.device), precision=resources.precision):
+        click.echo(line, err=True)
+    for warning in resources.warnings:
+        progress(Notice(warning, warning=True))
+    if not force:
+        check_fits(resources.projection, prepared.destination, device_free=resources.device_free)
+    request = RunRequest(
+        prepared.plan, prepared.settings, prepared.model, resources.precision, resources.device,
+        ome_zarr=given["ome_zarr"], level=given["level"], overwrite=overwrite,
+    )  # fmt: skip
+    try:
+        with prepared.volume:
+            summary = run(prepared.volume, prepared.destination, request, on_event=progress)
+    finally:
+        progress.close()
+    depth, height, width = prepared.volume.info.shape
+    share = summary.voxels / (depth * height * width)
+    if summary.already_finished:
+        click.echo("This run is finished already; nothing was computed.")
+    elif summary.model_seconds:
+        click.echo(
+            f"{summary.seconds:.1f} s, of which {summary.model_seconds:.1f} s in the model "
+            f"({1 - summary.model_seconds / summary.seconds:.0%} outside of it)"
+        )
+    click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")
+    click.echo(f"run store  {prepared.destination}")

@@ -1,0 +1,108 @@
+"""The options that ``run`` and ``plan`` share, and how they become a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from etsam_zarr_cli.triples import voxel_size as to_voxel_size
+
+from etsam_zarr.config import PROFILES, Settings, resolve_settings
+from etsam_zarr.errors import SettingsError
+from etsam_zarr.modelspec import ModelSpec, choose_model
+from etsam_zarr.plan import RunPlan, plan_run
+from etsam_zarr.runstore import SUFFIX
+from etsam_zarr.sources import open_volume
+from etsam_zarr.volume import Volume
+
+_PROMPTS = click.Choice(["zero", "grid", "grid_zero", "stage1_partial", "etsam_stage1_partial"])
+_FILE = click.Path(path_type=Path)
+
+_OPTIONS: list[Callable[[Any], Any]] = [
+    click.argument("source", metavar="INPUT"),
+    click.option("-o", "--output", type=_FILE, help=f"Run store to make. [default: INPUT's name with {SUFFIX}]"),
+    click.option("--output-dir", type=_FILE, help="Folder for the run store, which gets INPUT's name there."),
+    click.option(
+        "--profile", type=click.Choice(list(PROFILES)),
+        help="Named settings: etsam-v1 is ETSAM as published, etsam-v2 as it was later. [default: etsam-v1]",
+    ),
+    click.option("--model", help="Name of a model, or a YAML config in sam2's format. [default: sam2.1_hiera_b+]"),
+    click.option("--stage1-checkpoint", type=_FILE, help="Weights of stage 1 in ETSAM's file format."),
+    click.option("--stage2-checkpoint", type=_FILE, help="Weights of stage 2 in ETSAM's file format."),
+    click.option("--stage1-prompt", type=_PROMPTS, help="Prompts of stage 1."),
+    click.option("--stage2-prompt", type=_PROMPTS, help="Prompts of stage 2."),
+    click.option("--grid-interval", type=int, help="Distance of prompted slices and of grid points."),
+    click.option(
+        "--normalize-method", type=click.Choice(["min_max_positive_values", "softplus_minmax", "percentile"]),
+        help="How voxel values become the model's input.",
+    ),
+    click.option("--stage1-logit-threshold", type=float, help="Stage 1 logits above it make the prompts of stage 2."),
+    click.option("--logit-threshold", type=float, help="Stage 2 logits above it are membrane."),
+    click.option(
+        "--prompted-slices", type=click.Choice(["etsam", "predict"]),
+        help="What prompted slices show: their prompt, as ETSAM does, or a prediction made backwards.",
+    ),
+    click.option("--tiling", type=click.Choice(["whole"]), help="How slices larger than the image are handled."),
+    click.option(
+        "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
+        help="Of the computation; auto takes bfloat16 where the device computes it fast.",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
+    click.option("--slab", type=int, help="Slices read at once and saved together. [default: 16, or fewer]"),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the model. [default: all cores]"),
+    click.option("--level", type=click.IntRange(min=0), default=0, show_default=True, help="Level of INPUT's pyramid."),
+    click.option("--voxel-size", type=to_voxel_size, metavar="A[,A,A]", help="Voxel size in angstrom, one or z,y,x."),
+    click.option(
+        "--ome-zarr", "ome_zarr", type=click.Choice(["0.4", "0.5"]), default="0.4", show_default=True,
+        help="OME-Zarr version of the run store.",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the work begins."""
+
+    volume: Volume
+    destination: Path
+    settings: Settings
+    model: ModelSpec
+    plan: RunPlan
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a run."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def prepare(given: dict[str, Any]) -> Prepared:
+    """Turn the options of the command line into a plan."""
+    model = choose_model(
+        given["model"], stage1_checkpoint=given["stage1_checkpoint"], stage2_checkpoint=given["stage2_checkpoint"]
+    )
+    names = ("stage1_prompt", "stage2_prompt", "grid_interval", "normalize_method", "stage1_logit_threshold",
+             "logit_threshold", "prompted_slices", "tiling")  # fmt: skip
+    settings = resolve_settings(
+        given["profile"], model_settings=model.settings, **{name: given[name] for name in names}
+    )
+    volume = open_volume(given["source"], level=given["level"], voxel_size=given["voxel_size"])
+    plan = plan_run(
+        volume.info.shape, settings, model.config, voxel_bytes=volume.info.dtype.itemsize, slab=given["slab"]
+    )
+    return Prepared(volume, _destination(given, volume), settings, model, plan)
+
+
+def _destination(given: dict[str, Any], volume: Volume) -> Path:
+    """Return where the run store goes: beside a local input unless the user says otherwise."""
+    output: Path | None = given["output"]
+    folder: Path | None = given["output_dir"]
+    if output is not None and folder is not None:
+        raise SettingsError("Both -o and --output-dir are given. Give one of them.")
+    if output is not None:
+        return output
+    return (folder or Path(volume.info.uri).parent) / f"{volume.info.name}{SUFFIX}"

@@ -1,0 +1,48 @@
+"""``etsam-zarr status``: how far a run is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from etsam_zarr.status import RunStatus, read_status
+
+
+@click.command()
+@click.argument("store", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for programs.")
+def command(store: Path, as_json: bool) -> None:
+    """Say what the run store RUN holds and how far it is."""
+    status = read_status(store)
+    if as_json:
+        click.echo(json.dumps(_as_json(status), indent=2))
+        return
+    record = status.record
+    z, y, x = record["shape"]
+    click.echo(f"volume     {z} x {y} x {x} (z y x), {record['source']}")
+    untrained = " (untrained)" if record["untrained"] else ""
+    click.echo(f"model      {record['model']}{untrained}, {record['fingerprint']['precision']} on {record['device']}")
+    click.echo("intensity  " + ("done" if status.measured else "not yet"))
+    for stage in status.stages:
+        rate = f", {stage.slices / stage.seconds:.3g} slices/s in the model" if stage.seconds else ""
+        click.echo(f"stage {stage.stage}    {stage.slices}/{z} slices{rate}")
+    if status.mask is None:
+        click.echo("mask       not yet")
+    else:
+        share = status.mask["voxels"] / (z * y * x)
+        threshold = status.mask["logit_threshold"]
+        click.echo(f"mask       {status.mask['voxels']} voxels ({share:.2%}) above logit {threshold:g}")
+    click.echo("state      " + ("finished" if status.finished else "unfinished: give the same run command to go on"))
+
+
+def _as_json(status: RunStatus) -> dict[str, Any]:
+    return {
+        "finished": status.finished,
+        "measured": status.measured,
+        "stages": {stage.stage: {"slices": stage.slices, "seconds": stage.seconds} for stage in status.stages},
+        "mask": status.mask,
+        "run": status.record,
+    }

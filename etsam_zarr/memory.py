@@ -1,0 +1,138 @@
+"""How much memory and disk a run will take, projected before it starts, and whether that is there.
+
+The model's part was fitted to peak resident memory measured on Linux x86-64 with PyTorch 2.13 (CPU, float32) for
+SAM 2.1 Hiera-T at 256, 512 and 1024 pixels, Hiera-B+ at 512 and 1024, and a model of 5.7 M parameters at 256; the rest
+is counted.
+``benchmarks/memory.py`` compares the projection with what runs take.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from etsam_zarr.errors import DoesNotFitError
+from etsam_zarr.frames import FRAMES_AHEAD
+from etsam_zarr.maskpass import mask_chunks
+from etsam_zarr.model_config import ModelConfig
+from etsam_zarr.overview import overview_factor
+from etsam_zarr.plan import RunPlan, StagePlan
+from etsam_zarr.volume import VolumeInfo
+from etsam_zarr.zarr_volume import DEFAULT_CACHE_BYTES
+
+MIB = 2**20
+
+_IMPORTED = 260 * MIB  # the interpreter with torch, sam2 and zarr
+_MODEL_FIXED = 50 * MIB
+_MODEL_PER_PIXEL = 60.0
+_MODEL_PER_PIXEL_AND_CHANNEL = 6.3
+_BFLOAT16_SHARE = 0.8  # of the activations, which autocast keeps partly in float32
+_PASSING = 100 * MIB  # compression buffers, percentiles, blocks of the pyramid
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Bytes that a run takes at most at any time; nothing but ``prompted`` grows with the depth."""
+
+    host: int
+    device: int
+    """0 where the model runs on the host."""
+    disk: int
+    prompted: int
+    """The part of the memory that holds the prompted slices' memories and what attending to them takes."""
+
+
+def project(
+    plan: RunPlan, model: ModelConfig, info: VolumeInfo, *, weights: int, on_host: bool, half: bool
+) -> Projection:
+    """Project what a run takes.
+
+    Parameters
+    ----------
+    weights
+        Bytes of the model's weights in float32.
+    on_host
+        Whether the model runs on the CPU.
+    half
+        Whether it computes in bfloat16.
+    """
+    depth, height, width = info.shape
+    plane, native = height * width, model.native_size**2
+    slices = plan.slab * plane * info.dtype.itemsize
+    layer = info.chunks[0] * plane * info.dtype.itemsize
+    source = slices + (min(layer, DEFAULT_CACHE_BYTES) if info.chunks[0] > 1 else 0)
+
+    pixels = model.image_size**2
+    activations = _MODEL_FIXED + int(pixels * (_MODEL_PER_PIXEL + _MODEL_PER_PIXEL_AND_CHANNEL * model.trunk_channels))
+    if half:
+        activations = int(activations * _BFLOAT16_SHARE)
+    prompted = max(_prompted_bytes(stage, model) for stage in plan.stages)
+    on_device = weights + activations + prompted
+    frames = (FRAMES_AHEAD + 2) * pixels * 3 * 4
+    logits = 3 * plan.slab * native * 4 + 6 * plane * 4
+    # Loading holds the weights twice, the walk needs its activations: whichever is more.
+    walk = source + frames + logits + (max(on_device, 2 * weights) if on_host else 2 * weights)
+    mask = mask_chunks(info.shape)[0] * plane + 4 * plane * 4 + weights
+    host = _IMPORTED + _PASSING + max(walk, mask)
+
+    factor = overview_factor(info.shape)
+    voxels = depth * plane
+    disk = (
+        2 * len(plan.tiles) * depth * (native + model.hidden_dim) * 4
+        + voxels // 8  # masks compress well; the score would not
+        + 8 * voxels * 4 // (7 * factor**3)
+        + sum(_stored_state(stage, model) for stage in plan.stages)
+    )
+    return Projection(host=host, device=0 if on_host else on_device, disk=disk, prompted=prompted)
+
+
+def check_fits(projection: Projection, destination: Path, *, device_free: int | None = None) -> None:
+    """Compare a projection with what the machine has free.
+
+    Parameters
+    ----------
+    destination
+        Where the run store will be; it need not exist yet.
+    device_free
+        Free bytes of the device's own memory; None where the model runs on the host.
+
+    Raises
+    ------
+    DoesNotFitError
+        There is not enough; the message says of what, and what to change.
+    """
+    free = psutil.virtual_memory().available
+    if projection.host > free:
+        raise DoesNotFitError(
+            f"The run would need {projection.host / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free. Lower "
+            "--slab, give a coarser --level, take a smaller --model, or (where many slices are prompted) --profile "
+            "etsam-v2 or a larger --grid-interval; --force runs it all the same."
+        )
+    if device_free is not None and projection.device > device_free:
+        raise DoesNotFitError(
+            f"The run would need {projection.device / 2**30:.1f} GiB on the device, {device_free / 2**30:.1f} GiB are "
+            "free. Take a smaller --model, --profile etsam-v2, another --device; --force runs it all the same."
+        )
+    folder = next(parent for parent in (destination.absolute(), *destination.absolute().parents) if parent.is_dir())
+    disk = shutil.disk_usage(folder).free
+    if projection.disk > disk:
+        raise DoesNotFitError(
+            f"The run store would take up to {projection.disk / 2**30:.1f} GiB, {disk / 2**30:.1f} GiB are free at "
+            f"{folder}. Give -o on another disk, or free some space; --force runs it all the same."
+        )
+
+
+def _prompted_bytes(stage: StagePlan, model: ModelConfig) -> int:
+    """Return what the memories of prompted slices, and attending to all memories of a late slice, take."""
+    kept = len(stage.prompted) * (model.memory_tokens * model.memory_dim * 2 + model.native_size**2 * 4)
+    # Memories with positions (three copies of the memory's width), keys and values of one layer with rotations.
+    attended = stage.last_tokens * (3 * model.memory_dim * 4 + 4 * model.hidden_dim * 4)
+    return kept + attended
+
+
+def _stored_state(stage: StagePlan, model: ModelConfig) -> int:
+    memory = model.memory_tokens * model.memory_dim * 2
+    return len(stage.prompted) * (memory + model.native_size**2 * 4) + 2 * model.recent_memories * memory + 2 * MIB

@@ -12,7 +12,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrc_files import voxels_of, write_raw_mrc
 
@@ -50,6 +50,7 @@ def test_reads_every_numeric_mode_in_both_byte_orders(tmp_path: Path, dtype: str
     assert read.dtype.isnative
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_box_equals_the_same_box_of_the_array(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

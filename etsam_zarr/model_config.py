@@ -5,6 +5,8 @@ Reading one imports neither torch nor sam2, so that planning is quick.
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ ETSAM_MODEL = "sam2.1_hiera_b+"
 """The configuration that ETSAM's published weights belong to."""
 
 PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
+# The image encoder's coarsest features are 32 times smaller than the image.
+_IMAGE_SIZE_UNIT = 32
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,14 @@ def read_model_config(model: str) -> ModelConfig:
             f"of {SAM2_NAMES['sam2.1_hiera_t']} from the sam2 package."
         )
     tree = {str(key): value for key, value in tree.items()}
-    _refuse_foreign_targets(tree, path)
+    _refuse_code(tree, path)
     tree["_target_"] = PREDICTOR
     tree["non_overlap_masks"] = False
     try:
         return ModelConfig(
             name=model,
             tree=tree,
-            image_size=int(tree["image_size"]),
+            image_size=_image_size(tree["image_size"]),
             memory_dim=int(tree["memory_encoder"]["out_dim"]),
             hidden_dim=int(tree["image_encoder"]["neck"]["d_model"]),
             trunk_channels=int(tree["image_encoder"]["trunk"].get("embed_dim", 96)),
@@ -109,7 +113,7 @@ def read_model_config(model: str) -> ModelConfig:
             max_conditioning=int(tree.get("max_cond_frames_in_attn", -1)),
             digest=hashlib.sha256(repr(sorted(_flat(tree))).encode()).hexdigest(),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             f"The model config {path} lacks a usable value for {error}. Give a complete config in sam2's format."
         ) from error
@@ -120,12 +124,15 @@ def known_models() -> tuple[str, ...]:
     return (*sorted(path.stem for path in BUNDLED_FOLDER.glob("*.yaml")), *SAM2_NAMES)
 
 
+def _image_size(value: object) -> int:
+    if not isinstance(value, int) or value < _IMAGE_SIZE_UNIT or value % _IMAGE_SIZE_UNIT:
+        raise ValueError(f"image_size, which is {value!r} but must be a multiple of {_IMAGE_SIZE_UNIT}")
+    return value
+
+
 def _config_path(model: str) -> Path:
     if model in SAM2_NAMES:
-        spec = importlib.util.find_spec("sam2")
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError("The package sam2 is not installed. Install etsam-zarr with its dependencies.")
-        return Path(spec.submodule_search_locations[0]) / "configs" / SAM2_NAMES[model]
+        return _sam2_folder() / "configs" / SAM2_NAMES[model]
     bundled = BUNDLED_FOLDER / f"{model}.yaml"
     if bundled.parent == BUNDLED_FOLDER and bundled.is_file():
         return bundled
@@ -138,20 +145,58 @@ def _config_path(model: str) -> Path:
     return path
 
 
-def _refuse_foreign_targets(node: object, path: Path) -> None:
-    """Refuse any ``_target_`` that is not a class of sam2: a config file must not be able to run code."""
+def _sam2_folder() -> Path:
+    """Find the package sam2 without importing it."""
+    spec = importlib.util.find_spec("sam2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError("The package sam2 is not installed. Install etsam-zarr with its dependencies.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _refuse_code(node: object, path: Path) -> None:
+    """Refuse all by which a config file could have code run or files read when the model is built from it.
+
+    That is a ``_target_`` other than a class of sam2's model; hydra's other keys (``_args_`` passes arguments past
+    the names that are looked at here); ``weights_path``, which sam2 unpickles; and text that hydra would take for an
+    interpolation, and so for another ``_target_``, when it reads the resolved tree once more.
+    """
     if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and not (isinstance(target, str) and target.startswith("sam2.")):
-            raise ModelError(
-                f"The model config {path} names {target!r} as a _target_, but only classes of sam2 are allowed, "
-                "because building any other could run arbitrary code. Remove it."
-            )
-        for value in node.values():
-            _refuse_foreign_targets(value, path)
+        for key, value in node.items():
+            if key == "_target_":
+                if not (isinstance(value, str) and (value == PREDICTOR or _is_model_class(value))):
+                    raise ModelError(
+                        f"The model config {path} names {value!r} as a _target_, but only classes of sam2's model (in "
+                        "sam2.modeling) are allowed, because building any other could run arbitrary code. Remove it."
+                    )
+            elif key == "weights_path" or (isinstance(key, str) and key.startswith("_") and key.endswith("_")):
+                raise ModelError(
+                    f"The model config {path} holds the key {key}, which is not allowed, because it could run "
+                    "arbitrary code. Remove it; weights are given with --stage1-checkpoint and --stage2-checkpoint."
+                )
+            _refuse_code(value, path)
     elif isinstance(node, list):
         for value in node:
-            _refuse_foreign_targets(value, path)
+            _refuse_code(value, path)
+    elif isinstance(node, str) and "${" in node:
+        raise ModelError(
+            f"The model config {path} holds the text {node!r}, an interpolation inside of another or behind a "
+            "backslash, which is not allowed, because it could run arbitrary code. Write its value there."
+        )
+
+
+@functools.cache
+def _is_model_class(target: str) -> bool:
+    """Say whether a dotted name is that of a class that a file of ``sam2.modeling`` defines; import nothing.
+
+    The beginning of the name alone says little: ``sam2.modeling.sam2_base.torch.save`` is no part of sam2.
+    """
+    *module, name = target.split(".")
+    if module[:2] != ["sam2", "modeling"] or not all(part.isidentifier() for part in module):
+        return False
+    source = _sam2_folder().joinpath(*module[1:-1], f"{module[-1]}.py")
+    if not source.is_file():
+        return False
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in ast.parse(source.read_bytes()).body)
 
 
 def _flat(node: object, prefix: str = "") -> list[tuple[str, str]]:

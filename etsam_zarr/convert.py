@@ -21,7 +21,7 @@ import zarr
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
-from etsam_zarr.geometry import Shape3, Span, ceil_div, cut
+from etsam_zarr.geometry import Shape3, Span, ceil_div, cut, pyramid_shapes
 from etsam_zarr.ome import OmeVersion, create_pyramid, zarr_format
 from etsam_zarr.pyramid import build_pyramid, write_unit
 from etsam_zarr.volume import Volume
@@ -93,7 +93,7 @@ def convert(
     partial = destination.with_name(f"{destination.name}.partial")
     ledger = _Ledger.resume(partial, _task(source, settings), on_event)
     if ledger.layers:
-        arrays = _open_arrays(partial)
+        arrays = _open_arrays(partial, source.info.shape)
     else:
         # Before anything else, so that a later call knows the folder for its own.
         ledger.save()
@@ -190,10 +190,10 @@ def _create_arrays(partial: Path, source: Volume, settings: ConvertSettings) -> 
     )
 
 
-def _open_arrays(partial: Path) -> list[zarr.Array[Any]]:
-    group = zarr.open_group(partial, mode="r+")
-    found = dict(group.arrays())
-    return [found[str(level)] for level in range(len(found))]
+def _open_arrays(partial: Path, shape: Shape3) -> list[zarr.Array[Any]]:
+    # By their known paths: zarr warns when it lists a group that holds a file it does not know, our ledger.
+    levels = len(pyramid_shapes(shape))
+    return [zarr.open_array(partial / str(level), mode="r+") for level in range(levels)]
 
 
 def _copy(source: Volume, finest: zarr.Array[Any], ledger: _Ledger, on_event: OnEvent) -> int:
@@ -240,9 +240,7 @@ def _check_destination(source: Volume, destination: Path, *, overwrite: bool) ->
     if not destination.exists():
         return
     if not overwrite:
-        raise OutputExistsError(
-            f"{destination} exists already. Choose another name, or replace it with --overwrite."
-        )
+        raise OutputExistsError(f"{destination} exists already. Choose another name, or replace it with --overwrite.")
     if not _is_zarr(destination):
         raise OutputExistsError(
             f"{destination} exists and is no Zarr, so it is not replaced even with --overwrite. Move it "

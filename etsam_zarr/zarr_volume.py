@@ -7,6 +7,7 @@ import json
 import lzma
 import math
 import threading
+import warnings
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -67,9 +68,7 @@ class ZarrVolume(Volume):
         """Return the voxels of a box; see :meth:`Volume.read`."""
         info = self.info
         box = box_within(info.shape, z, y, x)
-        columns = [aligned(span, n, end) for span, n, end in zip(box, info.chunks, info.shape, strict=True)][
-            1:
-        ]
+        columns = [aligned(span, n, end) for span, n, end in zip(box, info.chunks, info.shape, strict=True)][1:]
         layer_bytes = info.chunks[0] * columns[0].size * columns[1].size * info.dtype.itemsize
         keep = layer_bytes <= self._layers.most_bytes
         values = np.empty(tuple(span.size for span in box), info.dtype)
@@ -303,7 +302,11 @@ def _pick(sizes: Sequence[int], dimensions: tuple[int, int, int]) -> Shape3:
 def _no_image(group: zarr.Group, uri: str) -> str:
     found = []
     try:
-        for path, node in group.members(max_depth=2):
+        with warnings.catch_warnings():
+            # Files that are no Zarr are no news here.
+            warnings.simplefilter("ignore")
+            members = group.members(max_depth=2)
+        for path, node in members:
             if isinstance(node, zarr.Array):
                 found.append(f"{path} ({' x '.join(str(size) for size in node.shape)})")
             elif parse_multiscale(node.attrs.asdict(), uri=uri) is not None:

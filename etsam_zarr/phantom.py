@@ -1,8 +1,8 @@
 """Phantoms: simulated tomograms of any size with the exact truth of where their membranes are.
 
-A phantom is computed tile by tile on a lattice that is fixed in space, always in tiles of the same shape, so that
-the same seed gives the same bits whatever boxes are asked for (on one machine; another processor may round the
-last digit of a Fourier transform differently).
+A phantom is computed tile by tile on a lattice that is fixed in space, always in tiles of the same shape,
+so that the same seed gives the same bits whatever boxes are asked for (on one machine; another processor
+may round the last digit of a Fourier transform differently).
 
 >>> phantom = Phantom(PhantomSettings(shape=(16, 32, 32), seed=3))
 >>> phantom.truth((Span(0, 16), Span(0, 32), Span(0, 32))).shape
@@ -36,7 +36,8 @@ from etsam_zarr.phantom_shapes import Scene, generator
 Box = tuple[Span, Span, Span]
 
 TILE: Shape3 = (64, 128, 128)
-"""The fixed unit of computation in voxels. With its margins it makes Fourier transforms of 104 x 168 x 168."""
+"""The fixed unit of computation in voxels. With its margins it makes Fourier transforms of 104 x 168 x
+168."""
 _TILES_KEPT = 4
 
 
@@ -64,15 +65,11 @@ class PhantomSettings:
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
-            raise SettingsError(
-                f"A phantom of shape {self.shape} is empty: every axis takes at least 1 voxel."
-            )
+            raise SettingsError(f"A phantom of shape {self.shape} is empty: every axis takes at least 1 voxel.")
         if self.seed < 0:
             raise SettingsError(f"The seed is {self.seed}; it takes 0 or more.")
         if not 0 < self.snr < float("inf"):
-            raise SettingsError(
-                f"The signal-to-noise ratio is {self.snr}; it takes a finite number above 0, like 0.1."
-            )
+            raise SettingsError(f"The signal-to-noise ratio is {self.snr}; it takes a finite number above 0, like 0.1.")
         if not 1 <= self.voxel_size <= 40:
             raise SettingsError(
                 f"The voxel size is {self.voxel_size} A; membranes need 1 to 40 A to be drawn. Give --voxel-size 10."
@@ -228,9 +225,7 @@ def _padded(index: Shape3) -> tuple[Shape3, Shape3]:
 
 def _pieces(box: Box) -> Iterator[tuple[Shape3, tuple[slice, ...], tuple[slice, ...]]]:
     """Cut a box along the tiles: tile index, where in the tile, where in the box."""
-    ranges = [
-        range(span.start // size, ceil_div(span.stop, size)) for span, size in zip(box, TILE, strict=True)
-    ]
+    ranges = [range(span.start // size, ceil_div(span.stop, size)) for span, size in zip(box, TILE, strict=True)]
     for i, j, k in itertools.product(*ranges):
         inside, outside = [], []
         for number, size, span in zip((i, j, k), TILE, box, strict=True):

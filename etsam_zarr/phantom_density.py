@@ -1,12 +1,13 @@
 """Turns a box of the scene into density and truth: which voxels are membrane, and how dense every voxel is.
 
 A membrane is two parallel leaflets with a Gaussian profile each, the phosphate layers, and between and around
-them water and lipid tails that hardly differ from each other in an electron microscope: Nagle & Tristram-Nagle,
-"Structure of lipid bilayers", Biochim. Biophys. Acta 1469, 159 (2000),
-https://doi.org/10.1016/S0304-4157(00)00016-2. The distance between the leaflets is that between phosphates, 35.6
-to 42.5 A in rat liver: Mitra et al., PNAS 101, 4083 (2004), https://doi.org/10.1073/pnas.0307332101. The same
-model of a membrane makes the simulated tomograms that ETSAM was trained on (PolNet: Martinez-Sanchez et al., IEEE
-Trans. Med. Imaging 43, 3742 (2024), https://doi.org/10.1109/TMI.2024.3398401).
+them water and lipid tails that hardly differ from each other in an electron microscope: Nagle &
+Tristram-Nagle, "Structure of lipid bilayers", Biochim. Biophys. Acta 1469, 159 (2000),
+https://doi.org/10.1016/S0304-4157(00)00016-2. The distance between the leaflets is that between phosphates,
+35.6 to 42.5 A in rat liver: Mitra et al., PNAS 101, 4083 (2004), https://doi.org/10.1073/pnas.0307332101.
+The same model of a membrane makes the simulated tomograms that ETSAM was trained on (PolNet:
+Martinez-Sanchez et al., IEEE Trans. Med. Imaging 43, 3742 (2024),
+https://doi.org/10.1109/TMI.2024.3398401).
 """
 
 from __future__ import annotations
@@ -133,9 +134,7 @@ class _BentGrid:
             phases[0] = phases[0] + wave.phase
             plane = phases[0][:, None] + phases[1][None, :]
             sine, cosine = (f(plane).astype(np.float32)[:, :, None] for f in (np.sin, np.cos))
-            along_sine, along_cosine = (
-                f(phases[2]).astype(np.float32)[None, None, :] for f in (np.sin, np.cos)
-            )
+            along_sine, along_cosine = (f(phases[2]).astype(np.float32)[None, None, :] for f in (np.sin, np.cos))
             value = sine * along_cosine
             value += cosine * along_sine
             for axis_shift, amplitude in zip(shift, wave.displacement, strict=True):
@@ -167,8 +166,7 @@ class _BentGrid:
     def offsets(self, box: tuple[slice, slice, slice], centre: Point) -> list[Floats]:
         """Return bent positions relative to ``centre``, float32, in angstrom."""
         return [
-            bent[box] - np.float32(c - corner)
-            for bent, c, corner in zip(self._bent, centre, self.corner, strict=True)
+            bent[box] - np.float32(c - corner) for bent, c, corner in zip(self._bent, centre, self.corner, strict=True)
         ]
 
 

@@ -1,20 +1,21 @@
 """What microscope and reconstruction do to a scene: contrast transfer, missing wedge, noise.
 
 All three are convolutions. Over a whole volume they would need the whole volume, so each kernel is cut to
-:data:`KERNEL_RADIUS` voxels with a smooth window: what a voxel becomes depends only on its surroundings, and any
-box can be imaged on its own.
+:data:`KERNEL_RADIUS` voxels with a smooth window: what a voxel becomes depends only on its surroundings,
+and any box can be imaged on its own.
 
 Contrast: weak-phase object, ``CTF(k) = -sin(chi)`` with ``chi = pi lambda D k^2 - pi/2 Cs lambda^3 k^4 +
 asin(amplitude contrast)`` for underfocus D, as in Rohou & Grigorieff, J. Struct. Biol. 192, 216 (2015),
-https://doi.org/10.1016/j.jsb.2015.08.008; by the projection theorem the same factor falls on every plane of the
-tomogram, hence on the sphere of radius k. Dense matter comes out dark, as in tomograms as they are reconstructed.
+https://doi.org/10.1016/j.jsb.2015.08.008; by the projection theorem the same factor falls on every plane of
+the tomogram, hence on the sphere of radius k. Dense matter comes out dark, as in tomograms as they are
+reconstructed.
 
 Missing wedge: tilting about y up to +-a leaves only frequencies with ``|kz| <= |kx| tan a``: Lucic, Rigort &
 Baumeister, J. Cell Biol. 202, 407 (2013), https://doi.org/10.1083/jcb.201304193.
 
 Noise: shot noise of the images goes through the same reconstruction, so its power has the same wedge, and the
-detector and interpolation dampen high frequencies. The signal-to-noise ratio is variance over variance: Frank &
-Al-Ali, Nature 256, 376 (1975), https://doi.org/10.1038/256376a0.
+detector and interpolation dampen high frequencies. The signal-to-noise ratio is variance over variance:
+Frank & Al-Ali, Nature 256, 376 (1975), https://doi.org/10.1038/256376a0.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def noise_kernel(microscope: Microscope, voxel_size: float) -> Image:
     k = np.sqrt(z**2 + y**2 + x**2) * voxel_size
     # Amplitude falls to about a third at Nyquist (0.5 per voxel): detector and interpolation.
     kernel = _cut(np.exp(-4.4 * k**2) * _wedge(z, x, microscope.tilt_range, voxel_size))
-    return (kernel / np.sqrt(np.sum(kernel.astype(np.float64) ** 2))).astype(np.float32)
+    scaled: Image = (kernel / np.sqrt(np.sum(kernel.astype(np.float64) ** 2))).astype(np.float32)
+    return scaled
 
 
 def convolve(padded: Image, kernel: Image) -> Image:
@@ -135,7 +137,7 @@ def white_noise(seed: int, start: Shape3, shape: Shape3) -> Image:
 
 
 def _frequencies(voxel_size: float) -> tuple[npt.NDArray[np.float64], ...]:
-    k = np.fft.fftfreq(_DESIGN, voxel_size)
+    k: npt.NDArray[np.float64] = np.fft.fftfreq(_DESIGN, voxel_size).astype(np.float64)
     return k[:, None, None], k[None, :, None], k[None, None, :]
 
 
@@ -160,8 +162,6 @@ def _cut(transfer: npt.NDArray[np.float64]) -> Image:
     middle = _DESIGN // 2
     part = slice(middle - KERNEL_RADIUS, middle + KERNEL_RADIUS + 1)
     # A Hann window of the radius, wide at the centre: it blurs the transfer function by half a kernel radius.
-    radius = np.sqrt(r[:, None, None] ** 2 + r[None, :, None] ** 2 + r[None, None, :] ** 2) / (
-        KERNEL_RADIUS + 1
-    )
+    radius = np.sqrt(r[:, None, None] ** 2 + r[None, :, None] ** 2 + r[None, None, :] ** 2) / (KERNEL_RADIUS + 1)
     window = np.where(radius < 1, np.cos(np.pi / 2 * np.minimum(radius, 1)) ** 2, 0)
     return (kernel[part, part, part] * window).astype(np.float32)

@@ -1,10 +1,10 @@
 """What is in a phantom and where: membranes, particles, filaments and beads, drawn from a seed without end.
 
-The scene fills all of space. Space is cut into cubic cells, one lattice for each kind of thing, and what a cell
-holds depends only on the seed and the cell's index, through a counter-based generator (Philox; Salmon et al.,
-"Parallel random numbers: as easy as 1, 2, 3", SC 2011, https://doi.org/10.1145/2063384.2063405). Anyone who
-draws a box asks for the things of the cells around it: memory and time follow the box, never the volume, and two
-boxes agree where they meet.
+The scene fills all of space. Space is cut into cubic cells, one lattice for each kind of thing, and what a
+cell holds depends only on the seed and the cell's index, through a counter-based generator (Philox; Salmon
+et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, https://doi.org/10.1145/2063384.2063405).
+Anyone who draws a box asks for the things of the cells around it: memory and time follow the box, never the
+volume, and two boxes agree where they meet.
 
 Positions and lengths are in angstrom, in z, y, x order.
 """
@@ -37,7 +37,8 @@ UNDULATION_WAVES = 7
 UNDULATION_LENGTHS = (700.0, 2600.0)
 """Shortest and longest wavelength of the undulation that bends everything in the scene."""
 UNDULATION_STEEPNESS = 0.024
-"""Amplitude of one wave over its length: the seven together fold no surface, and none stays a perfect ellipsoid."""
+"""Amplitude of one wave over its length: the seven together fold no surface, and none stays a perfect
+ellipsoid."""
 
 
 class Outline(Enum):
@@ -52,8 +53,8 @@ class Outline(Enum):
 class Body:
     """A closed surface in its own frame, turned and moved into the scene.
 
-    ``size`` means, by outline: semi-axes of the ellipsoid; (half length, radius, unused) of the capsule along its
-    z; (half thickness, radius of the flat part, unused) of the rounded disc across its z.
+    ``size`` means, by outline: semi-axes of the ellipsoid; (half length, radius, unused) of the capsule
+    along its z; (half thickness, radius of the flat part, unused) of the rounded disc across its z.
     """
 
     outline: Outline
@@ -153,8 +154,8 @@ class Scene:
         """Return the waves that bend the scene: smooth, larger amplitude at longer wavelength.
 
         Thermal undulations of a tension-free membrane grow with wavelength (Helfrich, Z. Naturforsch. C 28,
-        693 (1973), https://doi.org/10.1515/znc-1973-11-1209); waves of equal steepness keep that order without a
-        fold anywhere.
+        693 (1973), https://doi.org/10.1515/znc-1973-11-1209); waves of equal steepness keep that order
+        without a fold anywhere.
         """
         rng = generator(self.seed, 0)
         lengths = np.geomspace(*UNDULATION_LENGTHS, UNDULATION_WAVES)
@@ -193,9 +194,7 @@ class Scene:
             density = float(rng.uniform(0.35, 0.9))
             for _ in range(int(rng.integers(1, 4))):
                 shift = _unit(rng) * (0.7 * radius)
-                lobes.append(
-                    Blob(_point(np.asarray(centre) + shift), radius * float(rng.uniform(0.6, 1)), density)
-                )
+                lobes.append(Blob(_point(np.asarray(centre) + shift), radius * float(rng.uniform(0.6, 1)), density))
         return [lobe for lobe in lobes if _meets(lobe.centre, lobe.radius + 10, low, high)]
 
     def rods(self, low: Point, high: Point) -> list[Filament]:
@@ -239,25 +238,25 @@ class Scene:
             # Neighbours sometimes touch: at a pitch of 2 half-thicknesses the outer faces coincide.
             pitch = 2 * half + float(rng.choice([30.0, 90.0, 160.0]))
             span = (count - 1) / 2 * pitch + half
-            centre = np.asarray(_inside(rng, cell, LARGE_CELL, float(np.hypot(span, radius + half))))
+            middle = np.asarray(_inside(rng, cell, LARGE_CELL, float(np.hypot(span, radius + half))))
             axis = rotation[0]
             return [
                 Body(
                     Outline.DISC,
-                    _point(centre + axis * (pitch * (i - (count - 1) / 2))),
+                    _point(middle + axis * (pitch * (i - (count - 1) / 2))),
                     rotation,
                     (half, radius * float(rng.uniform(0.8, 1)), 0.0),
                 )
                 for i in range(count)
             ]
         radius = float(rng.uniform(110, 200))
-        centre = np.asarray(_inside(rng, cell, LARGE_CELL, 1000.0))
+        middle = np.asarray(_inside(rng, cell, LARGE_CELL, 1000.0))
         side = rotation[1]
         pitch = 2 * radius + float(rng.choice([35.0, 250.0]))
         return [
             Body(
                 Outline.CAPSULE,
-                _point(centre + side * (pitch * i)),
+                _point(middle + side * (pitch * i)),
                 rotation,
                 (float(rng.uniform(350, 700)), radius, 0.0),
             )
@@ -311,11 +310,9 @@ class Scene:
 
 def _cells(low: Point, high: Point, edge: float) -> Iterator[Shape3]:
     # Bodies stay within half a cell of their own cell at most, so one more cell on every side is enough.
-    ranges = [
-        range(int(np.floor(a / edge)) - 1, int(np.floor(b / edge)) + 2)
-        for a, b in zip(low, high, strict=True)
-    ]
-    return itertools.product(*ranges)
+    ranges = [range(int(np.floor(a / edge)) - 1, int(np.floor(b / edge)) + 2) for a, b in zip(low, high, strict=True)]
+    z, y, x = ranges
+    return itertools.product(z, y, x)
 
 
 def _meets(centre: Point, radius: float, low: Point, high: Point) -> bool:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
 from etsam_zarr.atomic import disk_errors
@@ -38,7 +39,8 @@ def write_phantom(
 ) -> Path:
     """Make a phantom on disk, in memory that does not depend on its size.
 
-    1. Tile by tile, the noiseless tomogram and the truth are computed and written, and the signal's variance is
+    1. Tile by tile, the noiseless tomogram and the truth are computed and written, and the signal's
+    variance is
        added up.
     2. Tile by tile, noise scaled to the wanted ratio is added.
     3. The coarser levels are built; only then does the phantom appear at ``path``.
@@ -93,9 +95,7 @@ def write_phantom(
         }
         levels = create_pyramid(group, dtype="float32", name=path.name.removesuffix(".zarr"), **common)
         label = register_label(group, TRUTH_LABEL, version=version)
-        truth = create_pyramid(
-            label, dtype="uint8", name=TRUTH_LABEL, label_colours={1: _TRUTH_COLOUR}, **common
-        )
+        truth = create_pyramid(label, dtype="uint8", name=TRUTH_LABEL, label_colours={1: _TRUTH_COLOUR}, **common)
         meter = SignalMeter()
         for box in tiles:
             where = _slices(box)
@@ -107,7 +107,7 @@ def write_phantom(
         scale = noise_scale(settings, meter.variance)
         for box in tiles:
             where = _slices(box)
-            levels[0][where] = levels[0][where] + scale * phantom.noise(box)
+            levels[0][where] = np.asarray(levels[0][where]) + np.float32(scale) * phantom.noise(box)
             on_event(Advanced("phantom"))
         on_event(Finished("phantom", time.monotonic() - begun))
         build_pyramid(levels, reduce="mean", on_event=on_event)

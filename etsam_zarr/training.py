@@ -25,7 +25,8 @@ from etsam_zarr.training_pairs import Pair, TrainingVolume
 from etsam_zarr.training_predict import compute_stage1
 from etsam_zarr.training_settings import PhantomSet, RecipeFile, TrainSettings
 
-# A checkpoint with its optimizer's state is three times the weights; two stages, two files each, and room to write.
+# A checkpoint with its optimizer's state is three times the weights; two stages, two files each, and room
+# to write.
 _COPIES_ON_DISK = 12
 
 
@@ -83,7 +84,7 @@ def train_stages(request: TrainRequest, *, on_event: OnEvent = ignore) -> dict[i
             volumes=volumes,
             validation=validation,
             folder=request.out / f"stage{stage}",
-            initial=request.initial.get(stage),
+            initial=_initial(request, stage, settings),
             accelerator=request.accelerator,
             devices=request.devices,
         )
@@ -184,6 +185,12 @@ def _give_stage1(
     device = "cuda" if request.accelerator in ("cuda", "gpu") else "cpu"
     for volume in volumes:
         volume.use_stage1(*compute_stage1(config, weights, volume, settings, folder, device=device))
+
+
+def _initial(request: TrainRequest, stage: int, settings: TrainSettings) -> Path | None:
+    if stage == 2 and settings.start_from_stage1 and 2 not in request.initial:
+        return request.stage1_checkpoint or request.out / "stage1.pt"
+    return request.initial.get(stage)
 
 
 def _check_room(request: TrainRequest) -> None:

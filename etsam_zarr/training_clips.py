@@ -1,6 +1,7 @@
 """Clips: a few slices of a few volumes with prompts and truth, drawn and changed at random, streamed from disk.
 
-What is drawn depends on the seed and the number of the pass alone, so that a resumed training sees the same clips.
+What is drawn depends on the seed and the number of the pass alone, so that a resumed training sees the same
+clips.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from etsam_zarr.config import PromptMethod
@@ -124,9 +124,7 @@ class ClipSampler:
         if self._stage == 2 and not empty:
             return warp.mask(volume.stage1_logits(Span(z, z + 1))[0] > 0)
         method: PromptMethod = "zero" if empty else "grid_zero"
-        return torch.from_numpy(
-            fixed_prompt(method, self._image_size, self._image_size, self._settings.grid_interval)
-        )
+        return torch.from_numpy(fixed_prompt(method, self._image_size, self._image_size, self._settings.grid_interval))
 
 
 def clips_ahead(sampler: ClipSampler, keys: Sequence[tuple[int, ...]]) -> Iterator[Clip]:
@@ -237,4 +235,3 @@ def _changed_greys(
             plane = (plane - plane.mean()) * np.sqrt(1 - share**2) + share * shuffled + plane.mean()
         changed.append(np.ascontiguousarray(plane, dtype=np.float32))
     return changed
-

@@ -1,9 +1,9 @@
 """Trains one stage: steps, checkpoints, a log, a validation score per epoch, and an exact resume.
 
-Several GPUs, mixed precision and gradient accumulation come from Lightning Fabric. It was chosen over accelerate and
-over plain torchrun with DistributedDataParallel because it wraps nothing but the model and the optimizer: the loop
-below stays ours, runs the same without it being noticed on one CPU, and no launcher or config file is needed
-(``--devices 4`` is enough).
+Several GPUs, mixed precision and gradient accumulation come from Lightning Fabric. It was chosen over
+accelerate and over plain torchrun with DistributedDataParallel because it wraps nothing but the model and
+the optimizer: the loop below stays ours, runs the same without it being noticed on one CPU, and no launcher
+or config file is needed (``--devices 4`` is enough).
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
 
     1. Build the model, from scratch or a checkpoint, or take over an interrupted training.
     2. For each step: draw clips (a thread does, ahead of time), add up gradients, clip them, step.
-    3. After each epoch: validate, log, keep the best weights. Every few minutes, and at the end of an epoch, write
+    3. After each epoch: validate, log, keep the best weights. Every few minutes, and at the end of an
+    epoch, write
        a checkpoint.
 
     Every random choice is a function of seed and step, so that an interrupted training, resumed, ends as an
@@ -205,7 +206,7 @@ class _Log:
 def _fabric(job: TrainJob) -> Any:  # noqa: ANN401 - an optional dependency
     try:
         from lightning_fabric import Fabric
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"Training needs the package {error.name}, which is not installed. Install the extra: pip install "
@@ -254,7 +255,10 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings
 
 
 def _clips_of_steps(
-    sampler: ClipSampler, settings: TrainSettings, first: int, fabric: Any  # noqa: ANN401
+    sampler: ClipSampler,
+    settings: TrainSettings,
+    first: int,
+    fabric: Any,  # noqa: ANN401
 ) -> Iterator[list[Any]]:
     keys = [
         (step, number, fabric.global_rank)
@@ -288,9 +292,7 @@ def _finish_epoch(
         said = f"Epoch {epoch}: loss {averages.mean('total'):.4f}"
         if job.validation:
             weights = {name: value.detach() for name, value in model.state_dict().items()}
-            score = evaluate(
-                job.config, weights, job.validation, job.settings, stage=job.stage, device=fabric.device
-            )
+            score = evaluate(job.config, weights, job.validation, job.settings, stage=job.stage, device=fabric.device)
             row.update({name: f"{value:.5f}" for name, value in dataclasses.asdict(score).items()})
             said += f", validation Dice {score.dice:.4f}"
             if score.dice > progress.best_dice:
@@ -312,9 +314,7 @@ def _save(job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, pro
     write_atomically(job.folder / LAST, serialized(content))
 
 
-def _take_over(
-    job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, on_event: OnEvent
-) -> _Progress:
+def _take_over(job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, on_event: OnEvent) -> _Progress:
     path = job.folder / LAST
     read_checkpoint(path)  # says clearly what is wrong with a damaged file
     content = torch.load(path, map_location="cpu", weights_only=True)

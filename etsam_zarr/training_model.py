@@ -1,9 +1,9 @@
 """SAM 2 as it is trained: sam2's own modules, walked over a clip, and the losses.
 
 The package ``sam2`` also installs its training code as the top-level package ``training``. Its model
-(``SAM2Train``: prompts drawn from the truth, correction clicks) and losses need ``tensordict`` and ``tensorboard``
-but not torchvision, and are used as they are; its data sets and trainer hold whole videos in memory or need a
-cluster, and are not.
+(``SAM2Train``: prompts drawn from the truth, correction clicks) and losses need ``tensordict`` and
+``tensorboard`` but not torchvision, and are used as they are; its data sets and trainer hold whole videos
+in memory or need a cluster, and are not.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ except ModuleNotFoundError as error:  # pragma: no cover - depends on the instal
 
 Losses = dict[str, torch.Tensor]
 
-# The gate "there is an object" is held open while training: closed, it puts -1024 in place of every mask and no
-# gradient passes. Its logits are trained on their own.
+# The gate "there is an object" is held open while training: closed, it puts -1024 in place of every mask
+# and no gradient passes. Its logits are trained on their own.
 _OPEN_GATE = 10.0
 _FAR = 100_000
 """Number of slices that the model is told there are: it only caps how many object pointers are read."""
 
-# SAM2Train's draws for the recipe etsam: mask 0.5, points 0.25, box 0.25; 1 or 2 prompted slices; 7 clicks on up to 2.
+# SAM2Train's draws for the recipe etsam: mask 0.5, points 0.25, box 0.25; 1 or 2 prompted slices; 7 clicks
+# on up to 2.
 _ETSAM_PROMPTS = {
     "prob_to_use_pt_input_for_train": 0.5,
     "prob_to_use_box_input_for_train": 0.5,
@@ -64,7 +65,7 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
     def configure(self, settings: TrainSettings) -> None:
         """Take over the settings; called once after building."""
         self.train_settings = settings
-        self._gate_logits: torch.Tensor | None = None
+        self._gate_logits = torch.zeros(0)
         self.sam_mask_decoder.register_forward_hook(self._hold_gate_open)
         weights = {
             "loss_mask": settings.focal_weight,
@@ -96,9 +97,7 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
 
         self.rng = np.random.default_rng(seed)
         count, videos = clip.images.shape[:2]
-        index = torch.stack(
-            torch.meshgrid(torch.arange(count), torch.arange(videos), indexing="ij"), dim=-1
-        ).int()
+        index = torch.stack(torch.meshgrid(torch.arange(count), torch.arange(videos), indexing="ij"), dim=-1).int()
         datapoint = BatchedVideoDatapoint(
             img_batch=clip.images,
             obj_to_frame_idx=index.to(clip.images.device),
@@ -128,7 +127,9 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
             vision = [level * 0 for level in vision[:-1]] + [vision[-1]]
         prompted = len(clip.prompts)
         memory: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        logits, scores, ious = [], [], []
+        logits: list[torch.Tensor] = []
+        scores: list[torch.Tensor] = []
+        ious: list[torch.Tensor] = []
         with self._as_in_a_run():
             for number in range(count):
                 part = slice(number * videos, (number + 1) * videos)
@@ -191,7 +192,7 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
     @contextlib.contextmanager
     def _as_in_a_run(self) -> Iterator[None]:
         """Let SAM 2 read memory as it does in a run; layers inside keep their training mode (dropout)."""
-        before = self.training
+        before = bool(self.training)  # type: ignore[has-type]
         self.training = False
         try:
             yield

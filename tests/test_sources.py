@@ -73,6 +73,11 @@ def test_nothing_at_the_path(tmp_path: Path) -> None:
         open_volume(tmp_path / "tomo.mrc")
 
 
+def test_a_path_that_cannot_even_be_asked_for() -> None:
+    with pytest.raises(InputError, match="cannot be reached"):
+        open_volume("x" * 5000)
+
+
 @pytest.mark.parametrize("uri", ["https://a.org/tomo.zarr", "s3://bucket/tomo.zarr"])
 def test_remote_addresses_are_refused_for_now(uri: str) -> None:
     with pytest.raises(InputError, match="remote volumes are not supported yet"):

@@ -40,9 +40,7 @@ class MrcVolume(Volume):
         The file is no MRC volume, or shorter than its header says.
     """
 
-    def __init__(
-        self, path: Path, *, name: str, voxel_size: tuple[float, float, float] | None = None
-    ) -> None:
+    def __init__(self, path: Path, *, name: str, voxel_size: tuple[float, float, float] | None = None) -> None:
         self._path = path
         try:
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -63,9 +61,7 @@ class MrcVolume(Volume):
                 f"{self._path} holds {self._size} bytes, less than the {HEADER_BYTES} bytes of an MRC "
                 "header. The file is truncated or not an MRC; copy or download it again."
             )
-        header = parse_mrc_header(
-            self._raw_header, name=str(self._path), file_size=self._size, voxel_size=voxel_size
-        )
+        header = parse_mrc_header(self._raw_header, name=str(self._path), file_size=self._size, voxel_size=voxel_size)
         expected = header.data_at + header.data_bytes
         if self._size < expected:
             z, y, x = header.stored_shape

@@ -250,9 +250,7 @@ def _voxel_type(header: np.void, mode: int, imod_flags: int | None, warnings: li
     else:
         signed = not (largest > 127 and smallest >= min(0.0, 127 - largest))
     if not signed and largest > 127:
-        warnings.append(
-            f"The bytes are read as unsigned (0 to 255), since the header gives a maximum of {largest:g}."
-        )
+        warnings.append(f"The bytes are read as unsigned (0 to 255), since the header gives a maximum of {largest:g}.")
     return np.dtype("i1" if signed else "u1")
 
 
@@ -268,9 +266,7 @@ def _voxel_size(header: np.void, slices: int, warnings: list[str]) -> tuple[floa
         warnings.append("The header gives no voxel size; give it with --voxel-size.")
         return None
     if z == 0:
-        warnings.append(
-            f"The header gives no voxel size in z; {x:g} A is taken from x. Correct it with --voxel-size."
-        )
+        warnings.append(f"The header gives no voxel size in z; {x:g} A is taken from x. Correct it with --voxel-size.")
         z = x
     elif grid[0] == 1 and slices > 1 and math.isclose(cell[0] / slices, x, rel_tol=0.01):
         warnings.append(
@@ -284,8 +280,7 @@ def _voxel_size(header: np.void, slices: int, warnings: list[str]) -> tuple[floa
         )
     elif not 0.1 <= z / x <= 10:
         warnings.append(
-            f"The header gives voxels {z:g} A thick but {x:g} A wide; if that is wrong, correct it with "
-            "--voxel-size."
+            f"The header gives voxels {z:g} A thick but {x:g} A wide; if that is wrong, correct it with --voxel-size."
         )
     return z, y, x
 

@@ -148,13 +148,9 @@ class MrcWriter:
     def __init__(self, path: Path, plan: MrcPlan, *, overwrite: bool = False) -> None:
         self._stored = stored_type(plan.dtype, is_mask=plan.is_mask, keep_float16=plan.keep_float16)
         if path.is_dir():
-            raise OutputExistsError(
-                f"{path} is a folder, so no MRC can be written there. Choose another name."
-            )
+            raise OutputExistsError(f"{path} is a folder, so no MRC can be written there. Choose another name.")
         if path.exists() and not overwrite:
-            raise OutputExistsError(
-                f"{path} exists already. Choose another name, or replace it with --overwrite."
-            )
+            raise OutputExistsError(f"{path} exists already. Choose another name, or replace it with --overwrite.")
         self._path = path
         self._plan = plan
         self._partial = path.with_name(f"{path.name}.partial")

@@ -215,8 +215,7 @@ def spatial_dimensions(
         )
     elif order != "zyx":
         raise InputError(
-            f"{uri} stores its axes in the order {', '.join(order)}; z, y, x is needed. Rewrite it in that "
-            "order."
+            f"{uri} stores its axes in the order {', '.join(order)}; z, y, x is needed. Rewrite it in that order."
         )
     z, y, x = spatial
     return z, y, x

@@ -1,0 +1,77 @@
+"""Which model a run uses, and where its weights come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from etsam_zarr.errors import ModelError
+from etsam_zarr.modelspec import ModelSpec, choose_model, fingerprint_of
+
+
+def _saved(path: Path, predictor: Any, *, change: float = 0.0) -> Path:
+    state = {name: value.clone() for name, value in predictor.state_dict().items()}
+    state["no_mem_embed"] += change
+    torch.save({"model": state}, path)
+    return path
+
+
+def test_without_weights_the_answer_says_where_to_get_them() -> None:
+    with pytest.raises(ModelError, match=r"no weights for the model sam2\.1_hiera_b\+.*zenodo.*--stage1-checkpoint"):
+        choose_model()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_one_checkpoint_alone_is_refused(stage: int, tmp_path: Path) -> None:
+    given: dict[str, Any] = {f"stage{stage}_checkpoint": tmp_path / "a.pt"}
+    with pytest.raises(ModelError, match=f"Give --stage{3 - stage}-checkpoint as well"):
+        choose_model("seeded-256", **given)
+
+
+def test_the_seeded_model_says_that_it_is_untrained(seeded_spec: ModelSpec, tmp_path: Path) -> None:
+    assert seeded_spec.untrained
+    given = choose_model("seeded-256", stage1_checkpoint=tmp_path / "a", stage2_checkpoint=tmp_path / "b")
+    assert not given.untrained
+
+
+def test_the_stages_of_the_seeded_model_differ_and_are_always_the_same(seeded_spec: ModelSpec) -> None:
+    predictor = seeded_spec.build("cpu")
+
+    def weights(stage: Any) -> torch.Tensor:
+        seeded_spec.load(predictor, stage)
+        return torch.cat([value.flatten().clone() for value in predictor.state_dict().values()])
+
+    first, second = weights(1), weights(2)
+    assert not torch.equal(first, second)
+    assert torch.equal(weights(1), first)
+    assert seeded_spec.weight_bytes() == 4 * first.numel()
+
+
+def test_checkpoints_are_loaded_by_stage_and_identified_by_content(seeded_predictor: Any, tmp_path: Path) -> None:
+    one = _saved(tmp_path / "one.pt", seeded_predictor)
+    two = _saved(tmp_path / "two.pt", seeded_predictor, change=0.5)
+    spec = choose_model("seeded-256", stage1_checkpoint=one, stage2_checkpoint=two)
+    predictor = spec.build("cpu")
+    before = seeded_predictor.state_dict()["no_mem_embed"]
+    for stage, expected in ((1, before), (2, before + 0.5)):
+        spec.load(predictor, stage)  # type: ignore[arg-type]
+        assert torch.equal(predictor.state_dict()["no_mem_embed"], expected)
+
+    moved = tmp_path / "elsewhere.pt"
+    moved.write_bytes(one.read_bytes())
+    same = choose_model("seeded-256", stage1_checkpoint=moved, stage2_checkpoint=two)
+    swapped = choose_model("seeded-256", stage1_checkpoint=two, stage2_checkpoint=one)
+    assert fingerprint_of(spec) == fingerprint_of(same)
+    assert fingerprint_of(spec) != fingerprint_of(swapped)
+
+
+def test_a_checkpoint_of_another_model_names_file_and_weight(seeded_predictor: Any, tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.save({"model": {"backbone.weight": torch.zeros(3)}}, path)
+    spec = choose_model("seeded-256", stage1_checkpoint=path, stage2_checkpoint=path)
+    first = next(iter(seeded_predictor.state_dict()))
+    with pytest.raises(ModelError, match=rf"other\.pt does not belong to this model: {first} is missing"):
+        spec.load(seeded_predictor, 1)

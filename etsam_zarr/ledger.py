@@ -53,7 +53,11 @@ class Ledger:
         """Return the finished slabs of a stage of a tile that follow each other from slice 0, in order."""
         found: list[SlabRecord] = []
         for path in sorted(self._slabs(stage, tile).glob("[0-9]*.json")):
-            record = SlabRecord(**_read(path))
+            facts = _read(path)
+            try:
+                record = SlabRecord(**facts)
+            except TypeError as error:
+                raise _damaged(path, error) from error
             if record.start != (found[-1].stop if found else 0):
                 break
             found.append(record)
@@ -83,9 +87,15 @@ class Ledger:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunStoreError(
-            f"The record {path} cannot be read ({error}). Delete this file: what it spoke of is computed again."
-        ) from error
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"it holds a {type(content).__name__}")
     return content
+
+
+def _damaged(path: Path, reason: object) -> RunStoreError:
+    return RunStoreError(
+        f"The record {path} cannot be read ({reason}). Delete this file: what it spoke of is computed again."
+    )

@@ -71,7 +71,7 @@ def test_a_truncated_file_is_refused(share: float, path: Path) -> None:
 def test_code_in_a_checkpoint_does_not_run(zipped: bool, path: Path, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     torch.save({"model": _RunsCode(mark)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ModelError, match="cannot be read as PyTorch weights.*tensors only"):
+    with pytest.raises(ModelError, match=r"cannot be read as PyTorch weights.*tensors only"):
         read_checkpoint(path)
     assert not mark.exists()
 
@@ -88,9 +88,7 @@ def test_another_architecture_is_refused_by_the_first_weight_that_differs() -> N
     before = {name: value.clone() for name, value in model.state_dict().items()}
     weights = {name: value + 1 for name, value in before.items()}
     other = {**weights, "0.bias": torch.zeros(5), "1.bias": torch.zeros(9)}
-    with pytest.raises(
-        ModelError, match=r"elsewhere\.pt.*0\.bias has shape \(5,\) where the model has \(4,\).*--model"
-    ):
+    with pytest.raises(ModelError, match=r"elsewhere\.pt.*0\.bias has shape \(5,\) where the model has \(4,\)"):
         load_weights(model, other, origin="elsewhere.pt")
     missing = {name: value for name, value in weights.items() if name != "1.weight"}
     with pytest.raises(ModelError, match=r"1\.weight is missing"):

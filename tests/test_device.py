@@ -51,5 +51,5 @@ def test_likewise_on_gpus(capability: tuple[int, int], expected: str, monkeypatc
 def test_the_precision_that_is_given_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_fast_bfloat16", lambda device: True)
     assert choose_precision("float32", torch.device("cpu")) == "float32"
-    with pytest.raises(SettingsError, match="float64.*float32, bfloat16 or auto"):
+    with pytest.raises(SettingsError, match=r"float64.*float32, bfloat16 or auto"):
         choose_precision("float64", torch.device("cpu"))  # type: ignore[arg-type]

@@ -15,7 +15,21 @@ import click
 from etsam_zarr.errors import EtsamZarrError
 
 # Each command lives in the module of its name and is imported only when asked for: `--help` stays fast.
-COMMANDS = ("convert", "run", "plan", "status", "export", "demo", "phantom", "weights", "train")
+COMMANDS = (
+    "convert",
+    "run",
+    "plan",
+    "status",
+    "threshold",
+    "postprocess",
+    "label",
+    "evaluate",
+    "export",
+    "demo",
+    "phantom",
+    "weights",
+    "train",
+)
 
 
 class LazyGroup(click.Group):

@@ -86,8 +86,9 @@ def read_model_config(model: str) -> ModelConfig:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"The model config {path} cannot be read as YAML: {error}. Give a config in sam2's own format."
+            f"The model config {path} cannot be read as YAML: {reason}. Give a config in sam2's own format."
         ) from error
     tree = loaded.get("model") if isinstance(loaded, dict) else None
     if not isinstance(tree, dict):

@@ -92,8 +92,9 @@ def build_predictor(
             torch.manual_seed(seed)
             predictor = instantiate(config.tree, _recursive_=True)
     except (HydraException, TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"The model config {config.name} cannot be built: {error}. Compare it with a config of the sam2 package."
+            f"The model config {config.name} cannot be built: {reason}. Compare it with a config of the sam2 package."
         ) from error
     if not isinstance(predictor, sam2_video.SAM2VideoPredictor):
         raise ModelError(f"The model config {config.name} does not describe a SAM 2 model.")

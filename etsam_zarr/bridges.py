@@ -7,8 +7,10 @@ mask's full width.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +72,10 @@ def sever_plane(plane: Plane, settings: BridgeSettings) -> Plane:
     the mask without rungs, a new array of shape (y, x)
     """
     from scipy import ndimage
-    from skimage import morphology
 
     if not plane.any():
         return plane.copy()
-    skeletonize: Any = morphology.skeletonize
-    skeleton: Plane = skeletonize(plane)
+    skeleton: Plane = _skeletonize()(plane)
     everywhere = np.ones((3, 3), np.uint8)
     around = ndimage.convolve(skeleton.astype(np.uint8), everywhere, mode="constant")
     # The sum counts the pixel itself too.
@@ -139,11 +139,12 @@ def sever_bridges(
     -----
     Memory: two bytes a voxel of one layer, and some 30 bytes a pixel for every worker's slice.
     """
-    # scikit-image takes a second to import: only here.
     import dask.base
     from dask.delayed import delayed
 
     settings = settings or BridgeSettings()
+    # scikit-image's lazy loader is not made for a first import from several threads at once.
+    _skeletonize()
     count = checked_workers(workers)
     compute: Any = dask.base.compute
     begun = time.monotonic()
@@ -168,6 +169,15 @@ def sever_bridges(
         on_event(Advanced("sever bridges", z.size))
     on_event(Finished("sever bridges", seconds=time.monotonic() - begun))
     return removed
+
+
+@functools.cache
+def _skeletonize() -> Callable[[Plane], Plane]:
+    """Import scikit-image's function, which takes a second, where it is first needed."""
+    from skimage.morphology import skeletonize
+
+    function: Callable[[Plane], Plane] = skeletonize
+    return function
 
 
 def _clusters_touched(

@@ -18,7 +18,16 @@ from etsam_zarr.events import Notice
 @click.option("--resume", is_flag=True, help="Go on with a run store that is there; this is the default.")
 @click.option("--force", is_flag=True, help="Start even if the projection says that it does not fit.")
 @click.option("--store-logits", is_flag=True, help="ETSAM's option; logits are always stored, see export --logits.")
-def command(overwrite: bool, resume: bool, force: bool, store_logits: bool, **given: Any) -> None:  # noqa: ANN401
+@click.option("--post-process", is_flag=True, help="Clean the mask as well, like the command postprocess.")
+@click.option(
+    "--min-slices", "--post-process-min-slices", type=click.IntRange(min=1), default=10, show_default=True,
+    help="With --post-process: drop components that span fewer slices.",
+)  # fmt: skip
+@click.pass_context
+def command(
+    context: click.Context, overwrite: bool, resume: bool, force: bool, store_logits: bool, post_process: bool,
+    min_slices: int, **given: Any,  # noqa: ANN401
+) -> None:  # fmt: skip
     """Segment the membranes of the tomogram INPUT (MRC, OME-Zarr or Zarr) into a run store.
 
     Give the same command again after an interruption: it goes on where it was.
@@ -60,3 +69,7 @@ def command(overwrite: bool, resume: bool, force: bool, store_logits: bool, **gi
         )
     click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")
     click.echo(f"run store  {prepared.destination}")
+    if post_process:
+        from etsam_zarr_cli.postprocess import command as postprocess
+
+        context.invoke(postprocess, source=prepared.destination, min_slices=min_slices)

@@ -127,7 +127,8 @@ def _softplus_minmax(limits: IntensityRange) -> Callable[[npt.NDArray[Any]], Ima
         )
 
     def normalize(values: npt.NDArray[Any]) -> Image:
-        return (softplus(values) - minimum) / (maximum - minimum)
+        scaled: Image = (softplus(values) - minimum) / (maximum - minimum)
+        return scaled
 
     return normalize
 

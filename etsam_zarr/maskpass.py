@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from etsam_zarr.atomic import disk_errors
-from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
+from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span, cut
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.ome import OmeVersion, create_pyramid, register_label
@@ -48,8 +48,12 @@ def write_mask(
     begun = time.monotonic()
     version: OmeVersion = store.record["ome_zarr"]
     ledger.reopen("mask")
+    labels = store.path / "labels"
+    derived = sorted(path.name for path in labels.glob("*") if path.is_dir() and path.name != MEMBRANES)
+    if derived:
+        on_event(Notice(f"Labels made from an earlier mask are not made again: {', '.join(derived)}.", warning=True))
     with disk_errors("replacing the mask", store.path):
-        shutil.rmtree(store.path / "labels" / MEMBRANES, ignore_errors=True)
+        shutil.rmtree(labels / MEMBRANES, ignore_errors=True)
     root = zarr.open_group(store.path, mode="r+")
     levels = create_pyramid(
         register_label(root, MEMBRANES, version=version),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from etsam_zarr.config import Settings
 from etsam_zarr.errors import ModelError
 from etsam_zarr.model_config import ETSAM_MODEL, SEEDED_MODEL, ModelConfig, read_model_config
+from etsam_zarr.weights import find_etsam_weights
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from etsam_zarr.sam import Predictor
 
 HOW_TO_GET_WEIGHTS = (
-    "Get etsam_stage1_v1.pt and etsam_stage2_v1.pt from https://doi.org/10.5281/zenodo.17571925 and give them with "
-    "--stage1-checkpoint and --stage2-checkpoint, or give --model seeded-256 to try the program with an untrained model"
+    "Get ETSAM's with 'etsam-zarr weights fetch' (2 x 320 MB from https://doi.org/10.5281/zenodo.17571925), give files "
+    "with --stage1-checkpoint and --stage2-checkpoint, or try the program with an untrained model: --model seeded-256"
 )
 _SEEDS: dict[Stage, int] = {1: 1, 2: 2}
 
@@ -107,6 +108,8 @@ def choose_model(
         return ModelSpec(config, (stage1_checkpoint, stage2_checkpoint))
     if model == SEEDED_MODEL:
         return ModelSpec(config, None)
+    if model in (None, ETSAM_MODEL) and (fetched := find_etsam_weights()) is not None:
+        return ModelSpec(config, fetched)
     raise ModelError(f"There are no weights for the model {config.name}. {HOW_TO_GET_WEIGHTS}.")
 
 

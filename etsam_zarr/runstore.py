@@ -111,6 +111,8 @@ class RunStore:
         """
         try:
             record = json.loads((path / "run.json").read_bytes())
+            if not isinstance(record, dict):
+                raise ValueError(f"it holds a {type(record).__name__}")
         except (FileNotFoundError, NotADirectoryError) as error:
             what = "is no run store (it has no run.json)" if path.exists() else "does not exist"
             raise RunStoreError(
@@ -118,12 +120,13 @@ class RunStore:
             ) from error
         except (OSError, ValueError) as error:
             raise RunStoreError(
-                f"The run store {path} is damaged: run.json cannot be read ({error}). Run again with --overwrite."
+                f"The run store {path} is damaged: run.json cannot be read ({error}). Delete the store, "
+                "or give another -o, and run again."
             ) from error
         if record.get("layout") != LAYOUT:
             raise RunStoreError(
                 f"The run store {path} has layout {record.get('layout')}, this version reads layout {LAYOUT}. Use the "
-                "version that made it, or run again with --overwrite."
+                "version that made it, or delete the store and run again."
             )
         return cls(path, record)
 

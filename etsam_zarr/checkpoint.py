@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"The checkpoint {path} cannot be read as PyTorch weights ({reason}). It must be a file saved by "

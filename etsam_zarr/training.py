@@ -69,6 +69,11 @@ def train_stages(request: TrainRequest, *, on_event: OnEvent = ignore) -> dict[i
     DoesNotFitError
         The disk has too little room.
     """
+    if request.devices > 1 and len(request.stages) > 1:
+        raise SettingsError(
+            f"{request.devices} devices train one stage per command: the processes of the first stage would each go on "
+            "to the second. Give --stage 1, then the same command with --stage 2."
+        )
     _check_room(request)
     results: dict[int, Path] = {}
     for stage in request.stages:

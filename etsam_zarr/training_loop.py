@@ -114,6 +114,8 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
             f"{job.folder} holds a training already. Give --resume to go on with it, or another output folder."
         )
     fabric = _fabric(job)
+    if not fabric.is_global_zero:
+        on_event = ignore  # one process speaks for all
     model = build_clip_model(job.config, job.settings)
     if job.initial is not None:
         load_weights(model, read_checkpoint(job.initial), origin=str(job.initial))

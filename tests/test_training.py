@@ -1,0 +1,237 @@
+"""Training: it learns, it resumes to the same bits, and its results load in a run."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import training_tiny as tiny
+import yaml
+from etsam_zarr_cli.main import main
+
+from etsam_zarr.checkpoint import read_checkpoint
+from etsam_zarr.errors import DoesNotFitError, FingerprintError, ModelError, OutputExistsError
+from etsam_zarr.events import Advanced, Event
+from etsam_zarr.sam import build_predictor
+from etsam_zarr.training import half_precision, phantom_settings
+from etsam_zarr.training_clips import ClipSampler
+from etsam_zarr.training_loop import BEST, LAST, LOG, TrainJob, train
+from etsam_zarr.training_model import build_clip_model
+from etsam_zarr.training_settings import PhantomSet, load_recipe
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    volume = tiny.opened(tiny.write_pair(tmp_path), tmp_path)
+    return TrainJob(
+        stage=1, config=tiny.config(tmp_path), settings=tiny.settings(), volumes=[volume], validation=[volume],
+        folder=tmp_path / "out", minutes_between_checkpoints=0.0,
+    )  # fmt: skip
+
+
+def test_one_clip_is_learnt_by_heart(job: TrainJob) -> None:
+    model = build_clip_model(job.config, job.settings).train()
+    clip = ClipSampler(job.volumes, job.settings, stage=1, image_size=64).draw(0)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    dice = []
+    for step in range(60):
+        losses = model(clip, seed=step)
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        dice.append(float(losses["dice"].detach()))
+    assert dice[0] > 0.6
+    assert min(dice[-5:]) < 0.25
+
+
+def test_a_closed_gate_lets_gradients_pass_and_learns_to_open(job: TrainJob) -> None:
+    model = build_clip_model(job.config, job.settings).train()
+    clip = ClipSampler(job.volumes, job.settings, stage=1, image_size=64).draw(0)
+    bias = model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
+    with torch.no_grad():
+        bias.fill_(-20.0)
+    losses = model(clip, seed=0)
+    losses["total"].backward()
+    assert float(model.image_encoder.trunk.patch_embed.proj.weight.grad.abs().max()) > 1e-6
+    assert float(bias.grad) < 0, "more is better"
+    assert float(losses["bce"].detach()) < 5
+
+
+def test_memory_is_trained(job: TrainJob) -> None:
+    model = build_clip_model(job.config, job.settings).train()
+    clip = ClipSampler(job.volumes, job.settings, stage=1, image_size=64).draw(0)
+    model(clip, seed=0)["total"].backward()
+    for module in (model.memory_encoder, model.memory_attention, model.obj_ptr_proj):
+        assert sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None) > 0
+
+
+def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path) -> None:
+    import dataclasses
+
+    whole = dataclasses.replace(job, folder=tmp_path / "whole")
+    train(whole)
+
+    class Interruption(Exception):
+        pass
+
+    for stop_after in (1, 2):  # within an epoch, and (after the resume) in the next one
+        seen = 0
+
+        def stop(event: Event, stop_after: int = stop_after) -> None:
+            nonlocal seen
+            if isinstance(event, Advanced):
+                seen += 1
+                if seen > stop_after:
+                    raise Interruption
+
+        with pytest.raises(Interruption):
+            train(job, resume=stop_after > 1, on_event=stop)
+    train(job, resume=True)
+
+    first, second = (torch.load(folder / LAST, weights_only=True) for folder in (whole.folder, job.folder))
+    assert first["progress"] == second["progress"]
+    assert first["progress"]["step"] == 4
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    logs = []
+    for folder in (whole.folder, job.folder):
+        with (folder / LOG).open(newline="") as file:
+            logs.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+    assert logs[0] == logs[1]
+    assert [row["epoch"] for row in logs[0]] == ["1", "2"]
+    assert 0 <= float(logs[0][-1]["dice"]) <= 1
+
+
+def test_a_training_is_neither_overwritten_nor_mixed(job: TrainJob, tmp_path: Path) -> None:
+    import dataclasses
+
+    short = dataclasses.replace(job, settings=tiny.settings(epochs=1, steps_per_epoch=1), validation=[])
+    assert train(short) == job.folder / LAST
+    with pytest.raises(OutputExistsError, match="--resume"):
+        train(short)
+    with pytest.raises(FingerprintError, match="other data, settings"):
+        train(dataclasses.replace(short, settings=tiny.settings(epochs=1, seed=3)), resume=True)
+    (job.folder / LAST).write_bytes((job.folder / LAST).read_bytes()[:5000])
+    with pytest.raises(ModelError, match="cannot be read"):
+        train(short, resume=True)
+
+
+def test_the_recipe_of_etsam_trains(job: TrainJob) -> None:
+    """Prompts drawn from the truth, correction clicks, and sam2's own losses."""
+    import dataclasses
+
+    settings = tiny.settings(
+        recipe="etsam", clip_slices=3, bce_weight=0.0, focal_weight=20.0, layer_decay=0.9, vision_learning_rate=1e-4
+    )
+    model = build_clip_model(job.config, settings).train()
+    sampler = ClipSampler(job.volumes, settings, stage=1, image_size=64)
+    for key in range(3):
+        losses = model(sampler.draw(key), seed=key)
+        assert torch.isfinite(losses["total"])
+        losses["total"].backward()
+    repeated = model(sampler.draw(2), seed=2)
+    assert torch.equal(repeated["total"], losses["total"])
+    train(dataclasses.replace(job, settings=dataclasses.replace(settings, epochs=1, steps_per_epoch=1, accumulate=2)))
+
+
+def test_command_trains_both_stages_and_a_run_loads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = tiny.write_pair(tmp_path)
+    recipe = {
+        "base": "inference",
+        "settings": {"model": tiny.write_model(tmp_path), "steps_per_epoch": 2, "epochs": 1, "clip_slices": 3,
+                     "grid_interval": 4, "warmup_steps": 1},
+        "stage2": {"start_from_stage1": True},
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "out"
+    arguments = ["train", "--recipe", str(path), "-o", str(out)]
+    assert main(arguments) == 1
+    assert "nothing to train on" in capsys.readouterr().err
+    assert pair.mask is not None
+    arguments += ["--pair", pair.volume, pair.mask, "--validate", pair.volume, pair.mask]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.split() == [str(out / "stage1.pt"), str(out / "stage2.pt")]
+    assert main(arguments) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    config = tiny.config(tmp_path)
+    for stage in (1, 2):
+        checkpoint = out / f"stage{stage}.pt"
+        assert set(torch.load(checkpoint, weights_only=True)) == {"model"}
+        build_predictor(config, read_checkpoint(checkpoint), origin=str(checkpoint))
+        half_precision(checkpoint, out / "half.pt")
+        build_predictor(config, read_checkpoint(out / "half.pt"), origin="half")
+        assert (out / "half.pt").stat().st_size < 0.6 * checkpoint.stat().st_size
+    assert (out / "stage1" / BEST).exists()
+
+
+def test_stage_2_alone_needs_stage_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = tiny.write_pair(tmp_path)
+    assert pair.mask is not None
+    arguments = ["train", "-o", str(tmp_path / "out"), "--model", tiny.write_model(tmp_path), "--stage", "2"]
+    assert main([*arguments, "--pair", pair.volume, pair.mask]) == 1
+    assert "--stage1-checkpoint" in capsys.readouterr().err
+
+
+def test_several_devices_train_one_stage_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = tiny.write_pair(tmp_path)
+    assert pair.mask is not None
+    assert main(["train", "-o", str(tmp_path / "out"), "--devices", "2", "--pair", pair.volume, pair.mask]) == 1
+    assert "--stage 1" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_seen_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert main(["train", "-o", str(tmp_path / "out"), str(tmp_path / "volume.zarr")]) == 1
+    assert "GB free" in capsys.readouterr().err
+    assert issubclass(DoesNotFitError, MemoryError)
+
+
+def test_phantoms_of_a_set_differ_and_repeat() -> None:
+    phantoms = PhantomSet(count=3, seed=5)
+    drawn = [phantom_settings(phantoms, number) for number in range(3)]
+    assert drawn == [phantom_settings(phantoms, number) for number in range(3)]
+    assert len({(s.seed, s.snr, s.voxel_size) for s in drawn}) == 3
+    assert all(0.05 <= s.snr <= 1.0 for s in drawn)
+
+
+def test_the_recipe_of_the_bundled_model_can_be_read() -> None:
+    recipe = load_recipe(str(Path(__file__).parents[1] / "benchmarks" / "recipes" / "demo-256.yaml"))
+    assert recipe.stages[1].model == recipe.stages[2].model == "demo-256"
+    seeds = {recipe.phantoms[1].seed, recipe.phantoms[2].seed, recipe.validation.seed if recipe.validation else 0}
+    assert len(seeds) == 3
+
+
+@pytest.mark.slow
+def test_two_minutes_of_training_improve_dice(tmp_path: Path) -> None:
+    """The small model, from scratch, on two phantoms; judged on a third."""
+    from etsam_zarr.phantom import PhantomSettings
+    from etsam_zarr.phantom_store import write_phantom
+    from etsam_zarr.training_pairs import Pair
+    from etsam_zarr.training_predict import evaluate
+
+    volumes = [
+        tiny.opened(
+            Pair(str(write_phantom(tmp_path / f"{seed}.zarr", PhantomSettings((32, 256, 256), seed)))), tmp_path
+        )
+        for seed in (0, 1, 4)
+    ]
+    settings = tiny.settings(
+        model="demo-256", steps_per_epoch=80, epochs=1, learning_rate=4e-4, warmup_steps=20, grid_interval=50
+    )
+    from etsam_zarr.model_config import read_model_config
+
+    config = read_model_config("demo-256")
+    job = TrainJob(1, config, settings, volumes[:2], volumes[2:], tmp_path / "out")
+    fresh = build_clip_model(config, settings).state_dict()
+    before = evaluate(config, fresh, volumes[2:], settings, stage=1)
+    after = evaluate(config, read_checkpoint(train(job)), volumes[2:], settings, stage=1)
+    assert after.dice > before.dice + 0.15

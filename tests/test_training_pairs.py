@@ -1,0 +1,66 @@
+"""Pairs are checked before anything is trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import training_tiny as tiny
+
+from etsam_zarr.errors import InputError
+from etsam_zarr.fuse import LogitBounds
+from etsam_zarr.geometry import Span
+from etsam_zarr.training_pairs import Pair
+
+
+def test_planes_are_normalised_and_binary(tmp_path: Path) -> None:
+    volume = tiny.opened(tiny.write_pair(tmp_path), tmp_path)
+    images, masks = volume.planes(Span(2, 5))
+    assert len(images) == len(masks) == 3
+    assert min(image.min() for image in images) >= 0
+    assert max(image.max() for image in images) <= 1
+    assert masks[0].dtype == np.bool_
+
+
+def test_the_one_pass_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny.write_pair(tmp_path)
+    facts = tiny.opened(pair, tmp_path).facts
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("etsam_zarr.training_pairs.IntensityMeter", refuse)
+    assert tiny.opened(pair, tmp_path).facts == facts
+
+
+def test_stage1_is_added_as_a_run_adds_it(tmp_path: Path) -> None:
+    import zarr
+
+    volume = tiny.opened(tiny.write_pair(tmp_path), tmp_path)
+    plain = volume.input_planes(Span(3, 4))[0]
+    logits = np.full((10, 16, 16), -5.0, np.float32)
+    logits[3] = 5.0
+    zarr.save_array(tmp_path / "logits.zarr", logits)
+    volume.use_stage1(tmp_path / "logits.zarr", LogitBounds(-5.0, 5.0))
+    assert volume.input_planes(Span(3, 4))[0] == pytest.approx(plain + 1)
+
+
+def rewritten(pair: Pair, change: str) -> Pair:
+    assert pair.mask is not None
+    with mrcfile.open(pair.mask, permissive=True) as file:
+        mask = file.data.copy()
+    with mrcfile.new(pair.mask, mask[:-1] if change == "shape" else 0 * mask if change == "empty" else mask,
+                     overwrite=True) as file:  # fmt: skip
+        file.voxel_size = 20.0 if change == "voxel size" else 10.0
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [("shape", "9 x 64 x 64"), ("voxel size", "20 x 20 x 20 A"), ("empty", "is empty")],
+)
+def test_a_mask_that_cannot_belong_is_refused(tmp_path: Path, change: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        tiny.opened(rewritten(tiny.write_pair(tmp_path), change), tmp_path)

@@ -25,7 +25,7 @@ from etsam_zarr.events import Notice
 )  # fmt: skip
 @click.pass_context
 def command(
-    context: click.Context, overwrite: bool, resume: bool, force: bool, store_logits: bool, post_process: bool,
+    context: click.Context, /, overwrite: bool, resume: bool, force: bool, store_logits: bool, post_process: bool,
     min_slices: int, **given: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
     """Segment the membranes of the tomogram INPUT (MRC, OME-Zarr or Zarr) into a run store.

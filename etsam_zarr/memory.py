@@ -118,7 +118,9 @@ def check_fits(projection: Projection, destination: Path, *, device_free: int | 
         )
     folder = next(parent for parent in (destination.absolute(), *destination.absolute().parents) if parent.is_dir())
     disk = shutil.disk_usage(folder).free
-    if projection.disk > disk:
+    # What an interrupted run has stored already is not needed again.
+    stored = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
+    if projection.disk - stored > disk:
         raise DoesNotFitError(
             f"The run store would take up to {projection.disk / 2**30:.1f} GiB, {disk / 2**30:.1f} GiB are free at "
             f"{folder}. Give -o on another disk, or free some space; --force runs it all the same."

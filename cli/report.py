@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from etsam_zarr_cli.run_options import Prepared
 
-from etsam_zarr.memory import Projection
 from etsam_zarr.plan import RunPlan, StagePlan
 from etsam_zarr.volume import VolumeInfo
+
+if TYPE_CHECKING:
+    # It imports torch, and a wrong path or option shall be answered before that.
+    from etsam_zarr.memory import Projection
 
 
 def plan_lines(prepared: Prepared, projection: Projection, *, device: str, precision: str) -> list[str]:

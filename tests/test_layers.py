@@ -1,0 +1,91 @@
+"""The layers of docs/design.md, read from there: imports point down, and the entrance is light."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "etsam_zarr"
+MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
+
+
+def _layers() -> list[list[str]]:
+    """The modules of each row of the table under the heading "Layers", lowest first."""
+    section = (ROOT / "docs" / "design.md").read_text().split("\n## Layers\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\|([^|]+)\|([^|]+)\|$", section, flags=re.MULTILINE)
+    return [[name.strip(" `") for name in modules.split(",")] for _, modules in rows[2:]]
+
+
+def _imported(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, by full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            assert node.module is not None
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def _own(path: Path) -> set[str]:
+    """The modules of the library among what a file imports."""
+    names = {name.split(".")[1] for name in _imported(path) if name.startswith("etsam_zarr.")}
+    return names & set(MODULES)
+
+
+def test_every_module_is_in_the_table_exactly_once() -> None:
+    listed = [module for layer in _layers() for module in layer]
+    assert sorted(listed) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down_or_sideways(module: str) -> None:
+    level = {name: number for number, layer in enumerate(_layers()) for name in layer}
+    upwards = {name for name in _own(LIBRARY / f"{module}.py") if level[name] > level[module]}
+    assert not upwards, f"{module} imports from a layer above its own"
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    # Raises CycleError with the circle.
+    list(TopologicalSorter({module: _own(LIBRARY / f"{module}.py") for module in MODULES}).static_order())
+
+
+def test_the_library_does_not_know_its_command_line() -> None:
+    for module in MODULES:
+        packages = {name.split(".")[0] for name in _imported(LIBRARY / f"{module}.py")}
+        assert not packages & {"etsam_zarr_cli", "click", "tqdm"}, module
+
+
+def test_sam2_is_imported_in_one_place_and_in_training() -> None:
+    importers = {
+        path.stem
+        for path in (*LIBRARY.glob("*.py"), *(ROOT / "cli").glob("*.py"))
+        if any(name.split(".")[0] == "sam2" for name in _imported(path))
+    }
+    assert "sam" in importers
+    assert all(name == "sam" or name.startswith("training") for name in importers), importers
+
+
+@pytest.mark.parametrize("entrance", ["import etsam_zarr", "import etsam_zarr_cli.main"])
+def test_the_entrance_is_light(entrance: str) -> None:
+    code = f"{entrance}; import sys; print(*({{'torch', 'dask', 'sam2', 'zarr'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_help_imports_neither_torch_nor_sam2() -> None:
+    code = (
+        "from etsam_zarr_cli.main import main; import sys; code = main(['run', '--help']); "
+        "print('imported:', *({'torch', 'dask', 'sam2'} & set(sys.modules))); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["imported:"]

@@ -230,8 +230,16 @@ def _changed_greys(
         plane = (image - mean) * gain + mean + offset
         # The first tracked slice has no neighbour's memory to fall back on.
         if number > prompted and rng.random() < augmentation.degraded_slices:
-            share = np.float32(rng.uniform(0.6, 1.0))
-            shuffled = rng.permutation(plane.ravel()).reshape(plane.shape) - plane.mean()
-            plane = (plane - plane.mean()) * np.sqrt(1 - share**2) + share * shuffled + plane.mean()
+            share = np.float32(rng.uniform(0.4, 1.0))
+            noise = _with_random_phases(plane - plane.mean(), rng)
+            plane = (plane - plane.mean()) * np.sqrt(1 - share**2) + share * noise + plane.mean()
         changed.append(np.ascontiguousarray(plane, dtype=np.float32))
     return changed
+
+
+def _with_random_phases(image: Image, rng: np.random.Generator) -> Image:
+    """Return noise with the power spectrum of an image: it looks like the tomogram's own, and shows nothing."""
+    noise = np.fft.rfft2(rng.standard_normal(image.shape))
+    spectrum = np.abs(np.fft.rfft2(image)) * noise / np.maximum(np.abs(noise), 1e-12)
+    surrogate: Image = np.fft.irfft2(spectrum, s=image.shape, axes=(0, 1)).astype(np.float32)
+    return surrogate

@@ -125,6 +125,7 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
         _, vision, positions, sizes = self._prepare_backbone_features(features)
         if len(vision) > 1 and _chance(seed, settings.drop_skips):
             vision = [level * 0 for level in vision[:-1]] + [vision[-1]]
+        truth_in_memory = _chance(seed + 1, settings.truth_in_memory)
         prompted = len(clip.prompts)
         memory: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         logits: list[torch.Tensor] = []
@@ -145,6 +146,8 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
                     output_dict=memory,
                     num_frames=_FAR,
                 )
+                if not is_prompted and truth_in_memory:
+                    self._remember_truth(output, [level[:, part] for level in vision], sizes, clip.masks[number])
                 kind = "cond_frame_outputs" if is_prompted else "non_cond_frame_outputs"
                 memory[kind][clip.slices[number]] = output
                 if not is_prompted:
@@ -153,6 +156,19 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
                     scores.append(self._gate_logits)
         truth = clip.masks[prompted:].flatten(0, 1)
         return self._mask_losses(torch.cat(logits), torch.cat(ious), torch.cat(scores), truth)
+
+    def _remember_truth(
+        self, output: dict[str, Any], vision: list[torch.Tensor], sizes: list[Any], truth: torch.Tensor
+    ) -> None:
+        """Put the truth into the memory that the following slices read, as if it had been predicted."""
+        features, positions = self._encode_new_memory(
+            current_vision_feats=vision,
+            feat_sizes=sizes,
+            pred_masks_high_res=truth[:, None].float() * 20 - 10,
+            object_score_logits=torch.full((len(truth), 1), _OPEN_GATE, device=truth.device),
+            is_mask_from_pts=False,
+        )
+        output["maskmem_features"], output["maskmem_pos_enc"] = features, positions
 
     def _mask_losses(
         self, logits: torch.Tensor, ious: torch.Tensor, scores: torch.Tensor, truth: torch.Tensor

@@ -36,7 +36,7 @@ class Augmentation:
     brightness: float = 0.1
     contrast: float = 0.03
     degraded_slices: float = 0.0
-    """Share of slices that are drowned in noise of their own grey values, so that only memory can help."""
+    """Share of slices that are drowned in noise of their own spectrum, so that memory has to help."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ class TrainSettings:
     far_prompts: float = 0.5
     """Share of clips of ``inference`` that pretend that the prompted slice is up to 500 slices further
     away."""
+    truth_in_memory: float = 0.0
+    """Share of clips whose memory holds the truth in place of predictions: it is worth reading from the start."""
     drop_skips: float = 0.0
     """Share of clips whose decoder sees no high-resolution features."""
     start_from_stage1: bool = False

@@ -24,6 +24,7 @@ COMMANDS = (
     "postprocess",
     "label",
     "evaluate",
+    "preview",
     "export",
     "demo",
     "phantom",

@@ -136,14 +136,14 @@ def find_components(
     }
     token = _open_scratch(scratch, facts, on_event)
     labelling = _Scratch(scratch, grid)
-    labelling.create_array()
+    labelling.create_arrays()
 
     def work(number: int) -> None:
         box = grid.box(number)
         labels, count = label_block(mask.read(*box), connectivity=settings.connectivity, kernel=kernel)
         pieces = measure_pieces(labels, count, box=box, shape=grid.shape)
         if count:
-            labelling.write_local(number, labels)
+            labelling.write_local(number, labels, count)
         # The record comes last: it says that the block's labels are there.
         write_atomically(labelling.record(number), pack_record(pieces, labels))
 
@@ -219,9 +219,10 @@ class Labelling:
         marks.mkdir(parents=True, exist_ok=True)
 
         def work(number: int) -> None:
-            box = tuple(span.as_slice() for span in grid.box(number))
             lookup = ids[self._rows.of_block(number)]
-            destination[box] = lookup[np.asarray(self._scratch.local[box])] if lookup.any() else 0
+            kept = lookup.any()
+            values = lookup[self._scratch.read_local(number, lookup.size - 1)] if kept else 0
+            destination[self._scratch.slices(number)] = values
             (marks / str(number)).touch()
 
         left = [number for number in range(len(grid)) if not (marks / str(number)).exists()]
@@ -255,7 +256,7 @@ class _Rows:
 
 
 class _Scratch:
-    """The folder of intermediate results: ``local.zarr``, ``blocks/*.npz``, ``written/<what>/*``."""
+    """The folder of intermediate results: ``local*.zarr``, ``blocks/*.npz``, ``written/<what>/*``."""
 
     def __init__(self, folder: Path, grid: BlockGrid) -> None:
         self.folder = folder
@@ -269,23 +270,35 @@ class _Scratch:
         what = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()[:16]
         return self.folder / "written" / f"{token}-{what}-{'mask' if as_mask else 'ids'}"
 
-    def create_array(self) -> None:
-        path = self.folder / "local.zarr"
+    def create_arrays(self) -> None:
+        self._narrow, self._wide = (self._array(f"local{bits}.zarr", f"uint{bits}") for bits in (16, 32))
+
+    def _array(self, name: str, dtype: str) -> zarr.Array[Any]:
+        path = self.folder / name
         if path.exists():
-            self.local = zarr.open_array(path, mode="r+")
-            return
+            return zarr.open_array(path, mode="r+")
         # Fast compression: it is read once and thrown away.
-        self.local = zarr.create_array(
+        return zarr.create_array(
             path,
             shape=self.grid.shape,
-            chunks=tuple(max(1, size) for size in self.grid.block),
-            dtype=np.uint32,
+            chunks=self.grid.block,
+            dtype=dtype,
             compressors=BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"),
             fill_value=0,
         )
 
-    def write_local(self, number: int, labels: LocalIds) -> None:
-        self.local[tuple(span.as_slice() for span in self.grid.box(number))] = labels
+    def write_local(self, number: int, labels: LocalIds, count: int) -> None:
+        """Store a block's local ids, in half the space where there are few: nearly always."""
+        self._local(count)[self.slices(number)] = labels
+
+    def read_local(self, number: int, count: int) -> npt.NDArray[np.uint16] | LocalIds:
+        return np.asarray(self._local(count)[self.slices(number)])
+
+    def slices(self, number: int) -> tuple[slice, ...]:
+        return tuple(span.as_slice() for span in self.grid.box(number))
+
+    def _local(self, count: int) -> zarr.Array[Any]:
+        return self._narrow if count <= np.iinfo(np.uint16).max else self._wide
 
     def pieces(self, number: int) -> Pieces:
         return unpack_pieces(self._records[number])

@@ -53,8 +53,12 @@ class Source:
         InputError
             The file cannot be read.
         """
+        return open_volume(self.mask_place())
+
+    def mask_place(self) -> Path:
+        """Return where the mask lies, as :meth:`open_mask` has it, raising the same errors for runs."""
         if self.store is None:
-            return open_volume(self.path)
+            return self.path
         label = self.label or MEMBRANES
         place = self.store.path / "labels" / label
         unfinished = label == MEMBRANES and Ledger(self.store.path / "ledger").finished("mask") is None
@@ -64,7 +68,7 @@ class Source:
                 f"The run {self.path} has no finished label {label!r}; it has: {', '.join(others) or 'none'}. "
                 "Name another with --label, or give the run command again if the run is not finished."
             )
-        return open_volume(place)
+        return place
 
     def content_id(self, volume: Volume) -> str:
         """Return what tells this mask from another one, also from an earlier one at the same path."""

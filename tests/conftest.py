@@ -12,6 +12,7 @@ import tiny
 from etsam_zarr_cli.main import main
 
 from etsam_zarr.modelspec import ModelSpec, choose_model
+from etsam_zarr.runstore import RunStore
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,11 @@ def seeded_predictor(seeded_spec: ModelSpec) -> Any:
     predictor = seeded_spec.build("cpu")
     seeded_spec.load(predictor, 1)
     return predictor
+
+
+@pytest.fixture
+def run_store(tmp_path: Path) -> RunStore:
+    """A finished run whose native logits are noise that knows something of membranes."""
+    from made_run import make_run
+
+    return make_run(tmp_path)

@@ -43,12 +43,8 @@ def reference(mask: Array, connectivity: int) -> Array:
     return by_first_voxel(labels)
 
 
-def empty_array(
-    folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str = "uint32"
-) -> zarr.Array:
-    return zarr.create_array(
-        folder / "out.zarr", shape=shape, chunks=chunks, dtype=dtype, fill_value=0, overwrite=True
-    )
+def empty_array(folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str = "uint32") -> zarr.Array:
+    return zarr.create_array(folder / "out.zarr", shape=shape, chunks=chunks, dtype=dtype, fill_value=0, overwrite=True)
 
 
 def labelled(mask: Array, folder: Path, options: LabelSettings) -> tuple[Array, Labelling]:
@@ -95,11 +91,7 @@ def test_equals_scipy_for_any_block_size(
         assert table.lower[row].tolist() == [s.start for s in box]
         assert table.upper[row].tolist() == [s.stop for s in box]
         assert table.slices[row] == box[0].stop - box[0].start
-    centres = (
-        ndimage.center_of_mass(want > 0, want, np.arange(1, len(table) + 1))
-        if len(table)
-        else np.empty((0, 3))
-    )
+    centres = ndimage.center_of_mass(want > 0, want, np.arange(1, len(table) + 1)) if len(table) else np.empty((0, 3))
     np.testing.assert_allclose(table.centroids, centres, rtol=1e-12, atol=1e-12)
     border = np.ones(mask.shape, bool)
     border[1:-1, 1:-1, 1:-1] = False
@@ -107,12 +99,8 @@ def test_equals_scipy_for_any_block_size(
 
 
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
-@pytest.mark.parametrize(
-    "step", [(1, 1, 1), (1, -1, 1), (1, -1, -1), (1, 1, -1), (0, 1, 1), (0, 1, -1), (1, 0, -1)]
-)
-def test_masks_that_touch_only_where_blocks_meet(
-    connectivity: int, step: tuple[int, int, int], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("step", [(1, 1, 1), (1, -1, 1), (1, -1, -1), (1, 1, -1), (0, 1, 1), (0, 1, -1), (1, 0, -1)])
+def test_masks_that_touch_only_where_blocks_meet(connectivity: int, step: tuple[int, int, int], tmp_path: Path) -> None:
     """Two voxels, on either side of the corner or edge that eight (four) blocks share."""
     mask = np.zeros((8, 8, 8), bool)
     here = tuple(3 if s >= 0 else 4 for s in step)
@@ -156,9 +144,7 @@ def test_filters_are_decided_before_the_pass_that_writes(tmp_path: Path) -> None
     mask = np.random.default_rng(8).random((24, 24, 24)) < 0.12
     want = reference(mask, 26)
     sizes = np.bincount(want.ravel())
-    found = find_components(
-        BinaryMask(mask), tmp_path / "s", source_id="a", settings=LabelSettings(block=(8, 8, 8))
-    )
+    found = find_components(BinaryMask(mask), tmp_path / "s", source_id="a", settings=LabelSettings(block=(8, 8, 8)))
     keep = found.table.passing(min_voxels=10, min_slices=3)
     out = empty_array(tmp_path, mask.shape, (8, 8, 8))
     # What lay there before must not shine through.
@@ -220,9 +206,7 @@ def test_scores_are_refused(tmp_path: Path) -> None:
 def test_more_components_than_the_type_holds(tmp_path: Path) -> None:
     mask = np.zeros((3, 40, 40), bool)
     mask[1, ::2, ::2] = True
-    found = find_components(
-        BinaryMask(mask), tmp_path / "s", source_id="a", settings=LabelSettings(block=(3, 8, 8))
-    )
+    found = find_components(BinaryMask(mask), tmp_path / "s", source_id="a", settings=LabelSettings(block=(3, 8, 8)))
     assert len(found.table) == 400
     out = empty_array(tmp_path, mask.shape, (3, 8, 8), "uint8")
     with pytest.raises(SettingsError, match="400 components, uint8 numbers at most 255"):
@@ -231,11 +215,17 @@ def test_more_components_than_the_type_holds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(out[:], mask)
 
 
+def test_more_pieces_in_a_block_than_16_bits_hold(tmp_path: Path) -> None:
+    mask = np.zeros((2, 300, 1000), bool)
+    mask[0, ::2, ::2] = True
+    got, found = labelled(mask, tmp_path, LabelSettings(block=(2, 300, 1000), kernel="scipy"))
+    assert len(found.table) == 75_000
+    np.testing.assert_array_equal(got[mask], np.arange(1, 75_001))
+
+
 def test_chunks_shared_by_blocks_are_refused(tmp_path: Path) -> None:
     mask = np.ones((8, 8, 8), bool)
-    found = find_components(
-        BinaryMask(mask), tmp_path / "s", source_id="a", settings=LabelSettings(block=(4, 4, 4))
-    )
+    found = find_components(BinaryMask(mask), tmp_path / "s", source_id="a", settings=LabelSettings(block=(4, 4, 4)))
     with pytest.raises(SettingsError, match="share a chunk"):
         found.write(empty_array(tmp_path, mask.shape, (3, 4, 4)), np.ones(1, bool))
 

@@ -17,19 +17,17 @@ import numpy.typing as npt
 import pytest
 import zarr
 from etsam_zarr_cli.main import main
+from made_run import SHAPE
 from membrane_masks import severed_by_the_rule, sheets
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score
 from yaozarrs import validate_zarr_store
 
-from etsam_zarr.ledger import Ledger, SlabRecord
-from etsam_zarr.maskpass import write_mask
-from etsam_zarr.ome import create_pyramid
+from etsam_zarr.ledger import Ledger
 from etsam_zarr.pipeline import final_scores
 from etsam_zarr.runstore import RunStore
 
 Array = npt.NDArray[Any]
-SHAPE = (24, 40, 36)
 EVERYWHERE = np.ones((3, 3, 3))
 
 
@@ -55,31 +53,6 @@ def thick(mask: Array, min_slices: int) -> Array:
     labels, _ = ndimage.label(mask, EVERYWHERE)
     kept = [i + 1 for i, box in enumerate(ndimage.find_objects(labels)) if box[0].stop - box[0].start >= min_slices]
     return np.isin(labels, kept)
-
-
-@pytest.fixture
-def run_store(tmp_path: Path) -> RunStore:
-    """A finished run whose native logits are noise that knows something of membranes."""
-    native = 16
-    record = {
-        "shape": SHAPE, "voxel_size": [10.0, 5.0, 5.0], "origin": [0.0, 100.0, 0.0], "ome_zarr": "0.4", "name": "t",
-        "settings": {"prompted_slices": "etsam", "logit_threshold": -0.5, "sever_bridges": False},
-        "prompted": {"1": [], "2": []}, "fingerprint": {},
-    }  # fmt: skip
-    store = RunStore.create(
-        tmp_path / "t.etsam.zarr", record, tiles=1, native_size=native, hidden_dim=4, prompted={1: 0, 2: 0}
-    )
-    logits = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=(SHAPE[0], native, native)), 1.5) * 20
-    store.stage(2).logits[0] = logits.astype(np.float32)
-    # The label's parent must be an image for viewers to accept the label.
-    create_pyramid(
-        store.path, shape=(12, 20, 18), dtype="uint8", voxel_size=(20.0, 10.0, 10.0), origin=(0.0, 0.0, 0.0),
-        chunks=(12, 20, 18), version="0.4", name="t",
-    )  # fmt: skip
-    ledger = Ledger(store.path / "ledger")
-    ledger.add(SlabRecord(2, 0, 0, SHAPE[0], 0, 0.0, 0.0, 1.0))
-    write_mask(store, final_scores(store), ledger, threshold=-0.5)
-    return store
 
 
 def logits_of(store: RunStore) -> Array:

@@ -37,6 +37,6 @@ def command(context: click.Context, /, folder: Path, shape: str) -> None:
         program.main(args=step, prog_name="etsam-zarr", standalone_mode=False)
     click.echo(
         f"\nDone: open {folder / 'membranes.png'} for a look. The model {SEEDED_MODEL} is UNTRAINED (its weights "
-        "are drawn from a seed): the outlines mean nothing. 'etsam-zarr weights fetch' gets ETSAM's weights, with which 'run' "
-        "segments membranes."
+        "are drawn from a seed): the outlines mean nothing. 'etsam-zarr weights fetch' gets ETSAM's "
+        "weights, with which 'run' segments membranes."
     )

@@ -53,8 +53,8 @@ from etsam_zarr.geometry import Shape3
 from etsam_zarr.masks import BinaryMask
 from etsam_zarr.pyramid import write_unit
 
-DEFAULT_BLOCK: Shape3 = (128, 256, 256)
-"""About 0.1 GB of working memory for each worker."""
+DEFAULT_BLOCK: Shape3 = (64, 256, 256)
+"""Some 60 MB of working memory for each worker."""
 
 COMFORTABLE_VOXELS = 2**23
 """A volume of at most this many voxels is one block and goes through dask-image's public ``label``."""

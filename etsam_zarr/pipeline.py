@@ -88,6 +88,7 @@ def run(volume: Volume, destination: Path, request: RunRequest, *, on_event: OnE
     store = _open_or_create(volume, destination, request)
     with store.locked():
         ledger = Ledger(store.path / "ledger")
+        _take_over_voxel_size(volume, store, ledger, on_event)
         limits = _measure(volume, store, ledger, request, on_event)
         stages = _Stages(volume, store, ledger, request, limits, on_event)
         model_seconds = stages.run()
@@ -166,6 +167,24 @@ def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> R
         hidden_dim=request.model.config.hidden_dim,
         prompted={1: len(plan.stages[0].prompted) * predicted, 2: len(plan.stages[1].prompted) * predicted},
     )
+
+
+def _take_over_voxel_size(volume: Volume, store: RunStore, ledger: Ledger, on_event: OnEvent) -> None:
+    """Follow a voxel size that is given only now: logits do not depend on it, so they are kept."""
+    info = volume.info
+    if info.voxel_size is None or (info.voxel_size, info.origin) == (store.voxel_size, store.origin):
+        return
+    on_event(Notice(
+        f"The voxel size is now {_angstrom(info.voxel_size)} (before: {_angstrom(store.voxel_size)}): the overview and "
+        "the mask are made again, the logits stay. Labels that other commands made keep the size they have."
+    ))  # fmt: skip
+    ledger.reopen("intensity")
+    ledger.reopen("mask")
+    store.revise(voxel_size=list(info.voxel_size), origin=list(info.origin))
+
+
+def _angstrom(size: tuple[float, float, float] | None) -> str:
+    return "unknown" if size is None else "{:g} x {:g} x {:g} A (z y x)".format(*size)
 
 
 def _measure(volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, on_event: OnEvent) -> IntensityRange:

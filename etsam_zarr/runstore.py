@@ -135,6 +135,18 @@ class RunStore:
         """Say whether a run store lies at ``path``."""
         return (path / "run.json").is_file()
 
+    def revise(self, **changes: Any) -> None:  # noqa: ANN401 - JSON values
+        """Replace entries of ``run.json`` on which nothing computed depends.
+
+        Raises
+        ------
+        OutputError
+            The store cannot be written.
+        """
+        record = {**self.record, **changes}
+        write_atomically(self.path / "run.json", _json(record))
+        self.record = record
+
     def remove(self) -> None:
         """Delete the whole store from disk."""
         shutil.rmtree(self.path)

@@ -31,6 +31,8 @@ from tiny import OPTIONS, assert_same_results, results_of, texture, write_tomogr
 
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.model_config import BUNDLED_FOLDER
+from etsam_zarr.runstore import RunStore
+from etsam_zarr.sources import open_volume
 from etsam_zarr.status import read_status
 
 Capture = pytest.CaptureFixture[str]
@@ -152,14 +154,25 @@ def test_a_voxel_size_of_zero_is_a_warning_and_can_be_given(tmp_path: Path, caps
     error = capsys.readouterr().err
     _says(error, "voxel size unknown", "Warning: ", "--voxel-size")
 
-    # The size changes no logit: the same store may be finished with it, or made anew.
-    assert main(["run", str(source), *OPTIONS, "--voxel-size", "7.5", "--overwrite"]) == 0
+    # No logit depends on it: what is there is kept, and only what carries the size is made again.
+    store = tmp_path / "tomo.etsam.zarr"
+    before = (store / "ledger" / "stage1.json").read_bytes()
+    assert main(["run", str(source), *OPTIONS, "--voxel-size", "7.5"]) == 0
     error = capsys.readouterr().err
-    assert "voxel 7.5 A" in error
+    _says(error, "voxel 7.5 A", "now 7.5 x 7.5 x 7.5 A (z y x) (before: unknown)")
     assert "Warning: " not in error
-    assert main(["export", str(tmp_path / "tomo.etsam.zarr"), "--mask", str(mask)]) == 0
+    assert (store / "ledger" / "stage1.json").read_bytes() == before
+    for image in (store, store / "labels" / "membranes"):
+        with open_volume(image) as volume:
+            assert volume.info.voxel_size == (7.5, 7.5, 7.5)
+    assert main(["export", str(store), "--mask", str(mask)]) == 0
     with mrcfile.open(mask) as file:
         assert file.voxel_size.tolist() == pytest.approx((7.5, 7.5, 7.5))
+
+    # Later commands need not repeat it.
+    assert main(["run", str(source), *OPTIONS]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert RunStore.open(store).voxel_size == (7.5, 7.5, 7.5)
 
 
 # Models and weights

@@ -42,7 +42,10 @@ def triple(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 @click.option(
     "--chunks", metavar="Z,Y,X", callback=triple, default="64,128,128", show_default=True, help="Storage chunks."
 )
-@click.option("--ome-zarr", "version", type=click.Choice(["0.4", "0.5"]), default="0.4", show_default=True)
+@click.option(
+    "--ome-zarr", "version", type=click.Choice(["0.4", "0.5"]), default="0.4", show_default=True,
+    help="OME-Zarr version of OUT.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what lies at OUT.")
 def command(
     out: Path,

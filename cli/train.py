@@ -47,6 +47,7 @@ from etsam_zarr_cli.progress import Progress
 @click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="Instead of the recipe's.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="How many GPUs.")
+@click.option("--half", is_flag=True, help="Also store the results as float16, half the size: stage1-half.pt, ...")
 @click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
 def command(
     volumes: tuple[str, ...],
@@ -60,6 +61,7 @@ def command(
     stage1_checkpoint: Path | None,
     device: str,
     devices: int,
+    half: bool,
     resume: bool,
     **changes: object,
 ) -> None:
@@ -70,7 +72,7 @@ def command(
     """
     import dataclasses
 
-    from etsam_zarr.training import TrainRequest, train_stages
+    from etsam_zarr.training import TrainRequest, half_precision, train_stages
     from etsam_zarr.training_pairs import Pair
     from etsam_zarr.training_settings import load_recipe
 
@@ -94,3 +96,7 @@ def command(
         results = train_stages(request, on_event=progress)
     for path in results.values():
         click.echo(str(path))
+        if half:
+            halved = path.with_name(f"{path.stem}-half.pt")
+            half_precision(path, halved)
+            click.echo(str(halved))

@@ -25,23 +25,34 @@ _FARTHEST = 500
 _CLIPS_AHEAD = 2
 
 
-@dataclass(frozen=True)
 class Clip:
-    """Slices of several volumes side by side; T slices, B volumes, images of S x S pixels."""
+    """Slices of several volumes side by side; T slices, B volumes, images of S x S pixels.
 
-    images: torch.Tensor
-    """Model input, float32, (T, B, 3, S, S)."""
-    masks: torch.Tensor
-    """Truth, bool, (T, B, S, S)."""
-    slices: tuple[int, ...]
-    """Slice indices that the model is told, the prompted ones first."""
-    prompts: torch.Tensor
-    """Prompt masks of the first slices, bool, (number of prompted slices, B, 1, S, S)."""
+    (No dataclass: Lightning Fabric rebuilds those on their way into the model and refuses frozen ones.)
+
+    Parameters
+    ----------
+    images
+        Model input, float32, (T, B, 3, S, S).
+    masks
+        Truth, bool, (T, B, S, S).
+    slices
+        Slice indices that the model is told, the prompted ones first.
+    prompts
+        Prompt masks of the first slices, bool, (number of prompted slices, B, 1, S, S).
+    """
+
+    def __init__(
+        self, images: torch.Tensor, masks: torch.Tensor, slices: tuple[int, ...], prompts: torch.Tensor
+    ) -> None:
+        self.images = images
+        self.masks = masks
+        self.slices = slices
+        self.prompts = prompts
 
     def to(self, device: torch.device) -> Clip:
         """Return the clip on another device."""
-        move = {name: getattr(self, name).to(device) for name in ("images", "masks", "prompts")}
-        return Clip(slices=self.slices, **move)
+        return Clip(self.images.to(device), self.masks.to(device), self.slices, self.prompts.to(device))
 
 
 class ClipSampler:

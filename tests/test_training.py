@@ -16,7 +16,7 @@ from etsam_zarr.checkpoint import read_checkpoint
 from etsam_zarr.errors import DoesNotFitError, FingerprintError, ModelError, OutputExistsError
 from etsam_zarr.events import Advanced, Event
 from etsam_zarr.sam import build_predictor
-from etsam_zarr.training import half_precision, phantom_settings
+from etsam_zarr.training import phantom_settings
 from etsam_zarr.training_clips import ClipSampler
 from etsam_zarr.training_loop import BEST, LAST, LOG, TrainJob, train
 from etsam_zarr.training_model import build_clip_model
@@ -106,6 +106,16 @@ def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path) -> N
     assert 0 <= float(logs[0][-1]["dice"]) <= 1
 
 
+def test_bfloat16_trains_too(job: TrainJob) -> None:
+    import dataclasses
+
+    settings = tiny.settings(precision="bf16-mixed", epochs=1, steps_per_epoch=2)
+    train(dataclasses.replace(job, settings=settings, validation=[]))
+    with (job.folder / LOG).open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert 0 < float(row["loss_total"]) < 3
+
+
 def test_a_training_is_neither_overwritten_nor_mixed(job: TrainJob, tmp_path: Path) -> None:
     import dataclasses
 
@@ -158,15 +168,15 @@ def test_command_trains_both_stages_and_a_run_loads_them(tmp_path: Path, capsys:
     assert capsys.readouterr().out.split() == [str(out / "stage1.pt"), str(out / "stage2.pt")]
     assert main(arguments) == 1
     assert "--resume" in capsys.readouterr().err
-    assert main([*arguments, "--resume"]) == 0
+    assert main([*arguments, "--resume", "--half"]) == 0
     config = tiny.config(tmp_path)
     for stage in (1, 2):
         checkpoint = out / f"stage{stage}.pt"
         assert set(torch.load(checkpoint, weights_only=True)) == {"model"}
         build_predictor(config, read_checkpoint(checkpoint), origin=str(checkpoint))
-        half_precision(checkpoint, out / "half.pt")
-        build_predictor(config, read_checkpoint(out / "half.pt"), origin="half")
-        assert (out / "half.pt").stat().st_size < 0.6 * checkpoint.stat().st_size
+        halved = out / f"stage{stage}-half.pt"
+        build_predictor(config, read_checkpoint(halved), origin=str(halved))
+        assert halved.stat().st_size < 0.6 * checkpoint.stat().st_size
     assert (out / "stage1" / BEST).exists()
 
 
@@ -235,3 +245,27 @@ def test_two_minutes_of_training_improve_dice(tmp_path: Path) -> None:
     before = evaluate(config, fresh, volumes[2:], settings, stage=1)
     after = evaluate(config, read_checkpoint(train(job)), volumes[2:], settings, stage=1)
     assert after.dice > before.dice + 0.15
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_clearly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk; what was written before stays, and the same command with --resume goes on."""
+    import resource
+
+    pair = tiny.write_pair(tmp_path)
+    assert pair.mask is not None
+    out = tmp_path / "out"
+    arguments = ["train", "-o", str(out), "--model", tiny.write_model(tmp_path), "--stage", "1", "--epochs", "1"]
+    arguments += ["--steps-per-epoch", "1", "--pair", pair.volume, pair.mask]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        assert main(arguments) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert "last.pt" in said
+    assert "give the" in said
+    assert not list((out / "stage1").glob("*.pt"))
+    assert main([*arguments, "--resume"]) == 0

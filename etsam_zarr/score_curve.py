@@ -146,11 +146,9 @@ class ScoreCounter:
         if self._in_memory is not None:
             yield _Group.of_dense(0, self._in_memory)
             return
-        for number in range(2 ** (32 - _LOW_BITS) - 1, -1, -1):
-            path = self._bucket(number)
-            if not path.exists():
-                continue
-            first = number << _LOW_BITS
+        # Names are hexadecimal numbers of one width: they sort as numbers do.
+        for path in sorted(self._scratch.iterdir(), reverse=True):
+            first = int(path.name, 16) << _LOW_BITS
             if path.stat().st_size < _FEW_ENTRIES * 4:
                 entries, counts = np.unique(np.fromfile(path, np.uint32), return_counts=True)
                 yield _Group.of_sparse(first, entries.astype(np.int64), counts)

@@ -42,7 +42,7 @@ numbers = st.one_of(
     seed=st.integers(0, 2**32),
     pieces=st.integers(1, 4),
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_average_precision_equals_scikit_learn(
     scores: Array, seed: int, pieces: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -21,7 +21,7 @@ from etsam_zarr.frames import ReadPlanes, StreamedFrames
 from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span, cut
 from etsam_zarr.ledger import Ledger, SlabRecord
-from etsam_zarr.runstore import RunStore, Stage, StageArrays
+from etsam_zarr.runstore import RunStore, Stage, StageArrays, read_stored
 from etsam_zarr.sam import Predictor, Propagation, SliceOutput, Tensors
 from etsam_zarr.statefile import read_state, write_state
 
@@ -71,6 +71,7 @@ def run_stage(task: StageTask, predictor: Predictor, store: RunStore, ledger: Le
     on_event(Started(f"stage {task.stage}", total=depth, done=start))
     if start == depth:
         return
+    store.forget_slices(task.stage, task.tile, start)
     frames = StreamedFrames(task.read_planes, depth=depth, image_size=task.image_size, slab=task.slab)
     walk = Propagation(predictor, frames, height=height, width=width, precision=task.precision)
     if start:
@@ -205,22 +206,20 @@ def _resume_point(task: StageTask, arrays: StageArrays, ledger: Ledger, folder: 
     slabs = ledger.slabs(task.stage, task.tile)
     if not slabs:
         return 0
-    for slab in slabs:
-        stored = np.ascontiguousarray(arrays.logits[task.tile, slab.span.as_slice()], dtype=np.float32)
-        if zlib.crc32(stored.data) != slab.checksum:
-            problem = f"slices {slab.span} are damaged"
-            break
-    else:
-        stop = slabs[-1].stop
-        if stop == arrays.logits.shape[1]:
-            return stop
-        try:
+    stop = slabs[-1].stop
+    try:
+        for slab in slabs:
+            if zlib.crc32(read_stored(arrays.logits, task.tile, slab.span.as_slice()).data) != slab.checksum:
+                raise RunStoreError(f"Slices {slab.span} are damaged.")
+        for array in (arrays.object_score, arrays.object_pointer):
+            read_stored(array, task.tile, slice(0, stop))
+        if stop < arrays.logits.shape[1]:
             read_state(folder / "conditioning.safetensors")
             read_state(_recent_file(folder, stop))
-        except RunStoreError as error:
-            problem = str(error)
-        else:
-            return stop
-    on_event(Notice(f"Stage {task.stage} is computed again from its start: {problem}.", warning=True))
+    except RunStoreError as error:
+        problem = str(error)
+    else:
+        return stop
+    on_event(Notice(f"Stage {task.stage} is computed again from its start. {problem}", warning=True))
     ledger.forget(task.stage, task.tile)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -197,8 +198,7 @@ def _measure(volume: Volume, store: RunStore, ledger: Ledger, request: RunReques
     meter = IntensityMeter(info.shape)
     root = zarr.open_group(store.path, mode="r+")
     for level in range(len(pyramid_shapes(info.shape))):
-        if str(level) in root:
-            del root[str(level)]  # of an interrupted pass
+        shutil.rmtree(store.path / str(level), ignore_errors=True)  # of an interrupted pass
     overview = Overview(
         root, shape=info.shape, voxel_size=info.voxel_size, origin=info.origin,
         version=store.record["ome_zarr"], name=info.name,

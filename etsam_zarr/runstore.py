@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
@@ -170,10 +171,39 @@ class RunStore:
         return z, y, x
 
     def stage(self, stage: Stage) -> StageArrays:
-        """Return the arrays of a stage."""
-        group = zarr.open_group(self.path / "stages" / str(stage), mode="r+")
-        arrays = {name: group[name] for name in ("logits", "object_score", "object_pointer", "backwards")}
+        """Return the arrays of a stage.
+
+        Raises
+        ------
+        RunStoreError
+            Their metadata are damaged.
+        """
+        folder = self.path / "stages" / str(stage)
+        try:
+            group = zarr.open_group(folder, mode="r+")
+            arrays = {name: group[name] for name in ("logits", "object_score", "object_pointer", "backwards")}
+        except (OSError, ValueError, KeyError) as error:
+            raise RunStoreError(
+                f"The run store {self.path} is damaged: the metadata in {folder} cannot be read ({error}). Run again "
+                "with --overwrite."
+            ) from error
         return StageArrays(**arrays)  # type: ignore[arg-type] # zarr says "array or group"
+
+    def forget_slices(self, stage: Stage, tile: int, start: int) -> None:
+        """Delete the chunks of a stage of a tile that hold only slices from ``start`` on.
+
+        Nothing notes them as finished, and what a power failure left of them could not be added to.
+        """
+        keys = "c" if self.record["ome_zarr"] == "0.5" else "."
+        for name in ("logits", "object_score", "object_pointer"):
+            for chunk in (self.path / "stages" / str(stage) / name / keys / str(tile)).glob("[0-9]*"):
+                # A name may go on after a dot: a chunk that was being written when the process was killed.
+                if int(chunk.name.split(".")[0]) * LOGIT_CHUNK_DEPTH < start:
+                    continue
+                if chunk.is_dir():
+                    shutil.rmtree(chunk)
+                else:
+                    chunk.unlink()
 
     def state_folder(self, stage: Stage, tile: int) -> Path:
         """Return where the propagation state of a stage of a tile is kept."""
@@ -219,6 +249,22 @@ class RunStore:
                     f"Another process is writing the run store {self.path}. Wait for it to end, or give another -o."
                 ) from error
             yield
+
+
+def read_stored(array: zarr.Array[Any], *selection: int | slice) -> npt.NDArray[np.float32]:
+    """Read from an array of a stage.
+
+    Raises
+    ------
+    RunStoreError
+        A chunk is damaged.
+    """
+    try:
+        return np.ascontiguousarray(array[selection], dtype=np.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunStoreError(
+            f"A chunk of {array.store_path} in the run store is damaged ({error}). Run again with --overwrite."
+        ) from error
 
 
 def _add(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:

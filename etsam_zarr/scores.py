@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from etsam_zarr.geometry import Shape3, Span, cut
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, StageArrays
+from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, StageArrays, read_stored
 
 Logits = npt.NDArray[np.float32]
 
@@ -54,10 +54,10 @@ class ScoreView:
             yield from self.planes(span)
 
     def _native(self, z: Span) -> Logits:
-        native = np.asarray(self._arrays.logits[0, z.as_slice()], dtype=np.float32)
+        native = read_stored(self._arrays.logits, 0, z.as_slice())
         for prompted, index in self._backwards.items():
             if z.start <= prompted < z.stop:
-                native[prompted - z.start] = self._arrays.backwards[0, index]
+                native[prompted - z.start] = read_stored(self._arrays.backwards, 0, index)
         return native
 
 

@@ -394,3 +394,43 @@ def test_ctrl_c_is_answered_and_the_same_command_goes_on(stage: int, finished_ru
     assert not read_status(store).finished
     _finish(finished_run, store)
     assert out == ""
+
+
+# What a power failure leaves
+
+
+def _cut(chunk: Path) -> None:
+    os.truncate(chunk, 1000)
+
+
+def _fill(chunk: Path) -> None:
+    chunk.write_bytes(b"x" * 20_000)
+
+
+@pytest.mark.parametrize(("damage", "noted"), [(_cut, True), (_fill, False)])
+def test_a_damaged_chunk_is_computed_again(
+    damage: Callable[[Path], None], noted: bool, finished_run: FinishedRun, tmp_path: Path, capsys: Capture
+) -> None:
+    store = Path(shutil.copytree(finished_run.store, tmp_path / "copy.etsam.zarr"))
+    for name in ("stage1", "mask"):
+        Ledger(store / "ledger").reopen(name)
+    if not noted:
+        Ledger(store / "ledger").forget(1, 0)
+    for array in ("logits/0/0/0/0", "object_pointer/0/0/0", "object_score/0/0"):
+        damage(store / "stages" / "1" / array)
+    assert main(["run", str(finished_run.source), *OPTIONS, "-o", str(store)]) == 0
+    error = capsys.readouterr().err
+    assert ("Warning: Stage 1 is computed again from its start. A chunk of" in error) is noted
+    assert_same_results(store, finished_run.store)
+
+
+def test_damage_in_a_finished_run_is_said_and_not_exported(
+    finished_run: FinishedRun, tmp_path: Path, capsys: Capture
+) -> None:
+    store = Path(shutil.copytree(finished_run.store, tmp_path / "copy.etsam.zarr"))
+    target = tmp_path / "logits.mrc"
+    _cut(store / "stages" / "2" / "logits" / "0" / "0" / "0" / "0")
+    _says(_refused(capsys, "export", store, "--logits", target), "stages/2/logits", "is damaged", "--overwrite")
+    assert not target.exists()
+    (store / "stages" / "2" / "logits" / ".zarray").write_bytes(b"")
+    _says(_refused(capsys, "export", store, "--logits", target), "metadata in", "cannot be read", "--overwrite")

@@ -155,6 +155,15 @@ def main() -> None:
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
+def command_line() -> str:
+    """Return what was typed, without the folder for the volumes: it says nothing to others."""
+    words = sys.argv[1:]
+    if "--scratch" in words:
+        place = words.index("--scratch")
+        del words[place : place + 2]
+    return " ".join(["python", "benchmarks/components.py", *words])
+
+
 def compare(
     folder: Path, shape: tuple[int, int, int], contestants: list[str], repeat: int, limit: float
 ) -> dict[str, Any]:
@@ -202,7 +211,7 @@ def compare(
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip(),
-        "command": " ".join(["python", "benchmarks/components.py", *sys.argv[1:]]),
+        "command": command_line(),
     }
 
 

@@ -362,6 +362,12 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
     _finish(finished_run, store)
 
 
+def test_a_read_only_disk_is_named(finished_run: FinishedRun, small_disk: Path, capsys: Capture) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    message = _refused(capsys, "run", finished_run.source, *OPTIONS, "-o", small_disk / "run.etsam.zarr")
+    _says(message, str(small_disk), "Read-only file system", "Check the path and its permissions")
+
+
 def _finish(run: FinishedRun, store: Path) -> None:
     """Give the command again; what was computed is not computed again, and the result is the undisturbed one."""
     finished = {path: path.read_bytes() for path in sorted((store / "ledger").rglob("[0-9]*.json")) if store.exists()}

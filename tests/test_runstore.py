@@ -82,6 +82,23 @@ def test_a_new_store_says_what_it_is(version: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(again.stage(stage).logits[0, 14:19], values)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_chunks_of_slices_that_nothing_notes_are_deleted(version: str, tmp_path: Path) -> None:
+    store = _create(tmp_path / "a", ome_zarr=version)
+    arrays = store.stage(1)
+    for array in (arrays.logits, arrays.object_score, arrays.object_pointer):
+        array[...] = 1.0
+    folder = store.path / "stages" / "1" / "object_score" / ("c/0" if version == "0.5" else "0")
+    (folder / "1.5f2a.partial").write_bytes(b"left by a kill")
+    for start, kept in ((20, 20), (17, 20), (16, 16), (0, 0)):
+        store.forget_slices(1, 0, start)
+        for array in (arrays.logits, arrays.object_score, arrays.object_pointer):
+            values = np.asarray(array[0])
+            assert values[:kept].all()
+            assert not values[kept:].any()
+    assert list(folder.iterdir()) == []
+
+
 def test_a_store_that_was_half_made_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(path: Path, data: bytes) -> None:
         raise KeyboardInterrupt

@@ -53,7 +53,7 @@ def command(
         given = Source.at(source, label=PROCESSED)
     progress = Progress()
     try:
-        with given.open_mask() as volume:
+        with given.locked(), given.open_mask() as volume:
             size = voxel_size or volume.info.voxel_size
             place = given.output(output, COMPONENTS, like=volume, overwrite=overwrite or output is None)
             found = find_components(

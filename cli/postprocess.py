@@ -57,7 +57,7 @@ def command(
     settings = PostprocessSettings(min_slices, bridges)
     progress = Progress()
     try:
-        with given.open_mask() as volume:
+        with given.locked(), given.open_mask() as volume:
             place = given.output(
                 output, PROCESSED, like=volume, colours={1: MEMBRANE_COLOUR}, overwrite=overwrite or output is None
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,10 @@ class Source:
             The file cannot be read.
         """
         return open_volume(self.mask_place())
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run store for writing, as :meth:`RunStore.locked` does; nothing to hold for files."""
+        return contextlib.nullcontext() if self.store is None else self.store.locked()
 
     def mask_place(self) -> Path:
         """Return where the mask lies, as :meth:`open_mask` has it, raising the same errors for runs."""

@@ -257,6 +257,15 @@ def test_again_replaces(run_store: RunStore) -> None:
     assert listed == ["membranes", "components"]
 
 
+@pytest.mark.parametrize("command", [["label"], ["postprocess"], ["threshold", "--logit-threshold", "0"]])
+def test_a_run_that_is_being_written_is_left_alone(
+    command: list[str], run_store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run_store.locked():
+        assert main([command[0], str(run_store.path), *command[1:]]) == 1
+    assert "Another process is writing" in capsys.readouterr().err
+
+
 def test_unfinished_run_and_absent_label(run_store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["label", str(run_store.path), "--label", "vesicles"]) == 1
     assert "no finished label 'vesicles'; it has: membranes" in capsys.readouterr().err

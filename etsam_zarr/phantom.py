@@ -160,11 +160,6 @@ class Phantom:
         return convolve(white_noise(self.settings.seed, *_padded(index)), self._noise_kernel)
 
 
-def signal_variance(phantom: Phantom) -> float:
-    """Return the variance of the noiseless tomogram over the whole volume, in one streamed pass."""
-    return SignalMeter.over(phantom).variance
-
-
 class SignalMeter:
     """Adds up mean and variance tile by tile in float64; the order of tiles is fixed, so the result is too."""
 

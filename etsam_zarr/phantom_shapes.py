@@ -153,8 +153,8 @@ class Scene:
     def undulation(self) -> tuple[Wave, ...]:
         """Return the waves that bend the scene: smooth, larger amplitude at longer wavelength.
 
-        Thermal undulations of a tension-free membrane grow with wavelength (Helfrich, Z. Naturforsch. C 28,
-        693 (1973), https://doi.org/10.1515/znc-1973-11-1209); waves of equal steepness keep that order
+        Thermal undulations of a tension-free membrane grow with wavelength (Helfrich, Z. Naturforsch. A
+        33, 305 (1978), https://doi.org/10.1515/zna-1978-0308); waves of equal steepness keep that order
         without a fold anywhere.
         """
         rng = generator(self.seed, 0)

@@ -34,7 +34,13 @@ from etsam_zarr_cli.progress import Progress
     show_default=True,
     help="etsam (as ETSAM was trained), inference (prompts as in a run; for small models), or a recipe file.",
 )
-@click.option("--stage", type=click.Choice(["1", "2", "both"]), default="both", show_default=True)
+@click.option(
+    "--stage",
+    type=click.Choice(["1", "2", "both"]),
+    default="both",
+    show_default=True,
+    help="Stage 2 learns from the output of stage 1.",
+)
 @click.option("--model", help="Name or YAML of the model, instead of the recipe's.")
 @click.option("--init", "initial", type=click.Path(path_type=Path), help="Start from this checkpoint (both stages).")
 @click.option(
@@ -45,7 +51,7 @@ from etsam_zarr_cli.progress import Progress
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's.")
 @click.option("--accumulate", type=click.IntRange(min=1), help="Forward passes per optimizer step.")
 @click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="Instead of the recipe's.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="How many GPUs.")
 @click.option("--half", is_flag=True, help="Also store the results as float16, half the size: stage1-half.pt, ...")
 @click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")

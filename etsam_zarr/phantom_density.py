@@ -5,9 +5,8 @@ them water and lipid tails that hardly differ from each other in an electron mic
 Tristram-Nagle, "Structure of lipid bilayers", Biochim. Biophys. Acta 1469, 159 (2000),
 https://doi.org/10.1016/S0304-4157(00)00016-2. The distance between the leaflets is that between phosphates,
 35.6 to 42.5 A in rat liver: Mitra et al., PNAS 101, 4083 (2004), https://doi.org/10.1073/pnas.0307332101.
-The same model of a membrane makes the simulated tomograms that ETSAM was trained on (PolNet:
-Martinez-Sanchez et al., IEEE Trans. Med. Imaging 43, 3742 (2024),
-https://doi.org/10.1109/TMI.2024.3398401).
+The same model of a membrane makes the simulated tomograms that ETSAM was trained on (PolNet,
+https://github.com/anmartinezs/polnet).
 """
 
 from __future__ import annotations

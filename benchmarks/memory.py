@@ -106,9 +106,7 @@ def main(depths: str, size: int, child: tuple[str, str, str] | None) -> None:
         loop, depth, edge = child
         print(json.dumps(measure(loop, int(depth), int(edge))))
         return
-    found = [
-        in_fresh_process(__file__, loop, depth, size) for loop in LOOPS for depth in map(int, depths.split(","))
-    ]
+    found = [in_fresh_process(__file__, loop, depth, size) for loop in LOOPS for depth in map(int, depths.split(","))]
     rows = []
     for loop in LOOPS:
         own = [result for result in found if result["loop"] == loop]

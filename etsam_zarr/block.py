@@ -88,11 +88,13 @@ def run_stage(task: StageTask, predictor: Predictor, store: RunStore, ledger: Le
         _Writer(task, arrays, ledger, folder) as writer,
         frames.ahead(order, skipping=frozenset(task.prompts)),
     ):
+        counted = 0.0
         for span in cut(order, task.slab):
             slab = _Slab(span, task, backwards, on_event)
-            before = walk.seconds - frames.seconds_waited
             walk.walk(span, slab.take)
-            writer.put(slab, walk.recent_state(), walk.seconds - frames.seconds_waited - before)
+            in_model = walk.seconds - frames.seconds_waited
+            writer.put(slab, walk.recent_state(), in_model - counted)
+            counted = in_model
 
 
 class _Slab:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from etsam_zarr.geometry import Span, cut
 
@@ -20,8 +21,8 @@ ReadPlanes = Callable[[Span], Iterable[Plane]]
 """Reads a run of slices at once and yields the model's input for them one by one, float32, shape (y, x)."""
 
 # ImageNet's statistics, which SAM 2 was trained with.
-_MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
-_DEVIATION = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
+_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)[:, None, None]
+_DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float32)[:, None, None]
 
 FRAMES_AHEAD = 4
 """Prepared slices that wait for the model at most."""
@@ -33,10 +34,7 @@ def to_frame(plane: npt.NDArray[np.float32], image_size: int) -> torch.Tensor:
     As ETSAM does: Pillow's default resize of a float image, three equal channels, ImageNet's mean and deviation.
     """
     resized = np.array(Image.fromarray(plane).resize((image_size, image_size)))
-    frame = torch.from_numpy(resized)[None].repeat(3, 1, 1)
-    frame -= _MEAN
-    frame /= _DEVIATION
-    return frame
+    return torch.from_numpy((resized - _MEAN) / _DEVIATION)
 
 
 class StreamedFrames:
@@ -97,10 +95,11 @@ class StreamedFrames:
 
         def prepare() -> None:
             try:
-                for span in cut(order, self._slab):
-                    for z, plane in zip(range(span.start, span.stop), self._read_planes(span), strict=True):
-                        if z not in skipping and not put((z, to_frame(plane, self._image_size))):
-                            return
+                with _one_thread():
+                    for span in cut(order, self._slab):
+                        for z, plane in zip(range(span.start, span.stop), self._read_planes(span), strict=True):
+                            if z not in skipping and not put((z, to_frame(plane, self._image_size))):
+                                return
             except BaseException as error:  # noqa: BLE001 - whatever it is, the taker of the frame must see it
                 put(error)
 
@@ -113,3 +112,15 @@ class StreamedFrames:
             self._prepared, self._skipping = None, frozenset()
             stop.set()
             thread.join()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch's parallel loops of this thread in this thread.
+
+    A second team of OpenMP threads beside the model's would spin on the same cores: measured with a small model on two
+    cores, the model then takes 1.6 times as long.
+    """
+    torch.get_num_threads()  # on its first use in a thread PyTorch sets the number itself
+    with threadpool_limits(1, user_api="openmp"):
+        yield

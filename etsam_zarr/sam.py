@@ -130,11 +130,11 @@ class Propagation:
     ) -> None:
         self._predictor = predictor
         self._precision = precision
+        self.seconds = 0.0
+        """Time spent in sam2 so far, including what it waited for frames."""
         with self._computing(), _fed_by(frames, height, width):
             self._state = predictor.init_state(video_path=None)
         self._slot = predictor._obj_id_to_idx(self._state, MEMBRANE)
-        self.seconds = 0.0
-        """Time spent in sam2 by :meth:`walk`, including what it waited for frames."""
 
     def prompt(self, z: int, mask: npt.NDArray[np.bool_]) -> None:
         """Give slice ``z`` a prompt mask of shape (height, width) and encode its memory.
@@ -162,18 +162,17 @@ class Propagation:
             self._state, start_frame_idx=span.start, max_frame_num_to_track=span.size - 1
         )
         for z in range(span.start, span.stop):
-            begun = time.perf_counter()
             with self._computing(), _quiet() if z == span.start else contextlib.nullcontext():
                 _, _, full = next(steps)
-            held = self._output_of(z)
-            output = SliceOutput(
-                z=z,
-                native=held["pred_masks"][0, 0].cpu(),
-                full=full[0, 0].cpu(),
-                object_score=float(held["object_score_logits"]),
-                object_pointer=held["obj_ptr"][0].float().cpu(),
-            )
-            self.seconds += time.perf_counter() - begun
+                held = self._output_of(z)
+                # Copies to the CPU wait for the device: they belong to the time it takes.
+                output = SliceOutput(
+                    z=z,
+                    native=held["pred_masks"][0, 0].cpu(),
+                    full=full[0, 0].cpu(),
+                    object_score=float(held["object_score_logits"]),
+                    object_pointer=held["obj_ptr"][0].float().cpu(),
+                )
             on_slice(output)
             self._forget_before(z + 1)
 
@@ -257,11 +256,13 @@ class Propagation:
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
         device = self._predictor.device.type
+        begun = time.perf_counter()
         with (
             torch.inference_mode(),
             torch.autocast(device, dtype=torch.bfloat16, enabled=self._precision == "bfloat16"),
         ):
             yield
+        self.seconds += time.perf_counter() - begun
 
 
 _FIELDS = ("maskmem_features", "obj_ptr", "object_score_logits")

@@ -46,11 +46,11 @@ def command(
     from etsam_zarr.component_table import id_dtype, write_table
     from etsam_zarr.components import LabelSettings, find_components
     from etsam_zarr.masks import BinaryMask
-    from etsam_zarr.results import COMPONENTS, PROCESSED, Source, label_colours
+    from etsam_zarr.results import COMPONENTS, Source, label_colours
 
     given = Source.at(source, label=label)
-    if given.store is not None and label is None and (given.store.path / "labels" / PROCESSED).is_dir():
-        given = Source.at(source, label=PROCESSED)
+    if label is None:
+        given = Source.at(source, label=given.latest_label())
     progress = Progress()
     try:
         with given.locked(), given.open_mask() as volume:

@@ -45,7 +45,7 @@ def command(
     """
     from etsam_zarr.bridges import BridgeSettings
     from etsam_zarr.components import LabelSettings
-    from etsam_zarr.maskpass import MEMBRANE_COLOUR
+    from etsam_zarr.maskpass import MEMBRANE_COLOUR, MEMBRANES
     from etsam_zarr.masks import BinaryMask
     from etsam_zarr.postprocess import PostprocessSettings, postprocess_mask
     from etsam_zarr.results import PROCESSED, Source
@@ -71,6 +71,8 @@ def command(
                 on_event=progress,
             )
             place.finish(is_mask=True, on_event=progress)
+            if output is None and label in (None, MEMBRANES):
+                given.note_processed()
     finally:
         progress.close()
     click.echo(

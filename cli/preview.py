@@ -31,7 +31,7 @@ def command(
     if len(percentiles) != 2:
         raise click.BadParameter("give two numbers, such as 1,99.", param_hint="--percentiles")
     from etsam_zarr.preview import PreviewSettings, contact_sheet, open_for_pixels, save_sheet
-    from etsam_zarr.results import PROCESSED, Source
+    from etsam_zarr.results import Source
     from etsam_zarr.sources import base_name, open_volume
 
     settings = PreviewSettings(slices, columns, panel, (percentiles[0], percentiles[1]))
@@ -47,10 +47,7 @@ def command(
         if mask is not None:
             outlined = stack.enter_context(open_for_pixels(mask, panel))
         elif given.store is not None and not no_mask:
-            name = label
-            if name is None and (given.store.path / "labels" / PROCESSED).is_dir():
-                name = PROCESSED
-            labelled = Source.at(Path(source), label=name)
+            labelled = Source.at(Path(source), label=label or given.latest_label())
             outlined = stack.enter_context(open_for_pixels(labelled.mask_place(), panel))
         save_sheet(contact_sheet(volume, outlined, settings=settings, depth=depth), place)
     click.echo(f"sheet  {place}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class ModelSpec:
         from etsam_zarr.checkpoint import read_checkpoint
 
         if self.checkpoints is None:
-            states = [self.build("cpu").state_dict()]
+            states = [_seeded_weights(_SEEDS[1])]
         else:
             states = [read_checkpoint(path) for path in self.checkpoints]
         return max(sum(4 * int(weight.numel()) for weight in state.values()) for state in states)
@@ -78,16 +79,11 @@ class ModelSpec:
         """
         from etsam_zarr.checkpoint import load_weights, read_checkpoint
 
-        if self.checkpoints is not None:
-            path = self.checkpoints[stage - 1]
-            load_weights(predictor, read_checkpoint(path), origin=str(path))
+        if self.checkpoints is None:
+            load_weights(predictor, _seeded_weights(_SEEDS[stage]), origin=SEEDED_MODEL)
             return
-        from etsam_zarr.sam import build_predictor
-        from etsam_zarr.seeded import make_sensitive
-
-        fresh = build_predictor(self.config, None, seed=_SEEDS[stage])
-        make_sensitive(fresh)
-        predictor.load_state_dict(fresh.state_dict())
+        path = self.checkpoints[stage - 1]
+        load_weights(predictor, read_checkpoint(path), origin=str(path))
 
 
 def choose_model(
@@ -111,6 +107,18 @@ def choose_model(
     if model in (None, ETSAM_MODEL) and (fetched := find_etsam_weights()) is not None:
         return ModelSpec(config, fetched)
     raise ModelError(f"There are no weights for the model {config.name}. {HOW_TO_GET_WEIGHTS}.")
+
+
+@functools.cache
+def _seeded_weights(seed: int) -> dict[str, torch.Tensor]:
+    """Draw the weights of the untrained model; kept, since one run asks for them several times."""
+    from etsam_zarr.sam import build_predictor
+    from etsam_zarr.seeded import make_sensitive
+
+    predictor = build_predictor(read_model_config(SEEDED_MODEL), None, seed=seed)
+    make_sensitive(predictor)
+    weights: dict[str, torch.Tensor] = predictor.state_dict()
+    return weights
 
 
 def fingerprint_of(spec: ModelSpec) -> dict[str, str]:

@@ -56,6 +56,24 @@ class Source:
         """
         return open_volume(self.mask_place())
 
+    def latest_label(self) -> str | None:
+        """Return the label to work on where none is named: the processed mask if it was made from the present mask.
+
+        None for files.
+        """
+        if self.store is None:
+            return None
+        ledger = Ledger(self.store.path / "ledger")
+        processed = ledger.finished(PROCESSED)
+        there = (self.store.path / "labels" / PROCESSED).is_dir()
+        return PROCESSED if there and processed == {"made_from": ledger.finished("mask")} else MEMBRANES
+
+    def note_processed(self) -> None:
+        """Note in a run that its processed mask was made from the present mask."""
+        if self.store is not None:
+            ledger = Ledger(self.store.path / "ledger")
+            ledger.finish(PROCESSED, {"made_from": ledger.finished("mask")})
+
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run store for writing, as :meth:`RunStore.locked` does; nothing to hold for files."""
         return contextlib.nullcontext() if self.store is None else self.store.locked()

@@ -100,6 +100,7 @@ def build_predictor(
         raise ModelError(f"The model config {config.name} does not describe a SAM 2 model.")
     if weights is not None:
         load_weights(predictor, weights, origin=origin)
+    _remember_position_embedding(predictor.image_encoder.trunk)
     predictor.eval()
     return predictor.to(device)
 
@@ -263,6 +264,33 @@ class Propagation:
         ):
             yield
         self.seconds += time.perf_counter() - begun
+
+
+def _remember_position_embedding(trunk: Any) -> None:  # noqa: ANN401 - sam2 has no type information
+    """Keep the image encoder from interpolating its position embedding anew for every slice.
+
+    It depends on the weights and the image size only, and costs about 1 % of a slice. The value is computed again when
+    the weights have changed (their version counters say so), and never kept where gradients are wanted.
+    """
+    compute = trunk._get_pos_embed
+    kept: dict[Any, torch.Tensor] = {}
+
+    def position_embedding(size: tuple[int, int]) -> torch.Tensor:
+        if not torch.is_inference_mode_enabled():
+            result: torch.Tensor = compute(size)
+            return result
+        weights = (trunk.pos_embed, trunk.pos_embed_window)
+        key = (
+            tuple(size),
+            torch.is_autocast_enabled(weights[0].device.type),
+            *((weight.data_ptr(), weight._version) for weight in weights),
+        )
+        if key not in kept:
+            kept.clear()
+            kept[key] = compute(size)
+        return kept[key]
+
+    trunk._get_pos_embed = position_embedding
 
 
 _FIELDS = ("maskmem_features", "obj_ptr", "object_score_logits")

@@ -61,8 +61,9 @@ def volume_path(voxels: npt.NDArray[np.float32], tmp_path_factory: pytest.TempPa
 
 
 def stream(
-    path: Path, destination: Path, spec: ModelSpec, settings: Settings, *, slab: int = 7, precision: Precision = "float32"
-) -> RunSummary:
+    path: Path, destination: Path, spec: ModelSpec, settings: Settings, *, slab: int = 7,
+    precision: Precision = "float32",
+) -> RunSummary:  # fmt: skip
     with open_volume(path) as volume:
         plan = plan_run(volume.info.shape, settings, spec.config, voxel_bytes=4, slab=slab)
         return run(volume, destination, RunRequest(plan, settings, spec, precision, torch.device("cpu")))

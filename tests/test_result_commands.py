@@ -257,6 +257,18 @@ def test_again_replaces(run_store: RunStore) -> None:
     assert listed == ["membranes", "components"]
 
 
+def test_a_processed_mask_of_an_earlier_mask_is_not_taken_for_the_present_one(
+    run_store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(run_store.path)
+    assert main(["postprocess", run, "--min-slices", "24"]) == 0
+    assert main(["threshold", run, "--logit-threshold", "1"]) == 0
+    assert "membranes_processed" in capsys.readouterr().err
+    assert main(["label", run]) == 0
+    want, _ = ndimage.label(logits_of(run_store) > 1, EVERYWHERE)
+    np.testing.assert_array_equal(label_of(run_store, "components"), want)
+
+
 @pytest.mark.parametrize("command", [["label"], ["postprocess"], ["threshold", "--logit-threshold", "0"]])
 def test_a_run_that_is_being_written_is_left_alone(
     command: list[str], run_store: RunStore, capsys: pytest.CaptureFixture[str]

@@ -186,3 +186,21 @@ def test_a_config_that_cannot_be_built_is_named() -> None:
     odd = dataclasses.replace(config, tree={**config.tree, "number_of_heads": 3})
     with pytest.raises(ModelError, match=r"seeded-256 cannot be built.*number_of_heads"):
         build_predictor(odd, None)
+
+
+def test_position_embedding_is_kept_until_the_weights_change() -> None:
+    config = read_model_config("seeded-256")
+    predictor, other = build_predictor(config, None, seed=1), build_predictor(config, None, seed=2)
+    trunk, size = predictor.image_encoder.trunk, (64, 64)
+    with torch.no_grad():
+        other.image_encoder.trunk.pos_embed.normal_()
+    with torch.inference_mode():
+        first = trunk._get_pos_embed(size)
+        assert trunk._get_pos_embed(size) is first
+    predictor.load_state_dict(other.state_dict())
+    fresh = build_predictor(config, other.state_dict())
+    with torch.inference_mode():
+        again = trunk._get_pos_embed(size)
+        torch.testing.assert_close(again, fresh.image_encoder.trunk._get_pos_embed(size), rtol=0, atol=0)
+    assert not torch.equal(again, first)
+    assert trunk._get_pos_embed(size).requires_grad

@@ -23,10 +23,10 @@ demo: install
 	$(BIN)/etsam-zarr demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: install
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n auto --dist loadfile -m ""
 
 lint: install
 	$(BIN)/ruff check .

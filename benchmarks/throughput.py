@@ -76,6 +76,8 @@ def run_once(
     settings = resolve_settings("etsam-v2")
     where = torch.device(device)
     computed_in = choose_precision(precision, where)  # type: ignore[arg-type]
+    if loop == "reference" and where.type == "cpu":
+        computed_in = "float32"
     voxels = np.random.default_rng(0).normal(size=(depth, size, size)).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -97,7 +99,7 @@ def run_once(
                 predictors, voxels, normalize_method=settings.normalize_method, stage1_prompt=settings.stage1_prompt,
                 stage2_prompt=settings.stage2_prompt, grid_interval=settings.grid_interval,
                 stage1_logit_threshold=settings.stage1_logit_threshold,
-                autocast=where.type == "cuda" and computed_in == "bfloat16",
+                autocast=computed_in == "bfloat16",
             )  # fmt: skip
             seconds = time.perf_counter() - begun
         else:

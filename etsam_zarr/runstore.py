@@ -149,8 +149,13 @@ class RunStore:
         self.record = record
 
     def remove(self) -> None:
-        """Delete the whole store from disk."""
-        shutil.rmtree(self.path)
+        """Delete the whole store from disk; at its own path it is gone at once, also if this is interrupted."""
+        doomed = self.path.with_name(f"{self.path.name}.deleted")
+        with disk_errors("deleting the run store", self.path):
+            if doomed.exists():
+                shutil.rmtree(doomed)
+            self.path.rename(doomed)
+            shutil.rmtree(doomed)
 
     @property
     def shape(self) -> Shape3:

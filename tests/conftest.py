@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# One thread per process, set before torch is imported: the models are small, tests run in several processes, and
+# OpenMP teams that share cores spin against each other. Subprocesses of tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

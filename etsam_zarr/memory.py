@@ -30,7 +30,7 @@ _MODEL_FIXED = 50 * MIB
 _MODEL_PER_PIXEL = 60.0
 _MODEL_PER_PIXEL_AND_CHANNEL = 6.3
 _BFLOAT16_SHARE = 0.8  # of the activations, which autocast keeps partly in float32
-_PASSING = 50 * MIB  # compression buffers, percentiles, blocks of the pyramid
+_PASSING = 100 * MIB  # compression buffers, percentiles, blocks of the pyramid
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ COMMANDS = (
     "label",
     "evaluate",
     "preview",
+    "view",
     "export",
     "demo",
     "phantom",

@@ -33,6 +33,11 @@ class ScoreView:
         self._backwards = backwards or {}
         self.shape = shape
 
+    def native(self) -> ScoreView:
+        """Return the same scores as the model made them, without upsampling."""
+        _, depth, height, width = self._arrays.logits.shape
+        return ScoreView(self._arrays, (depth, height, width), backwards=self._backwards)
+
     def read(self, z: Span, y: Span | None = None, x: Span | None = None) -> Logits:
         """Return logits of a box, float32 of shape (z.size, y.size, x.size)."""
         _, height, width = self.shape

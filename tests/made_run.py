@@ -22,6 +22,7 @@ def make_run(folder: Path, *, shape: Shape3 = SHAPE, version: OmeVersion = "0.4"
     native = 16
     record = {
         "shape": shape, "voxel_size": [10.0, 5.0, 5.0], "origin": [0.0, 100.0, 0.0], "ome_zarr": version, "name": "t",
+        "source": "gone/t.mrc",
         "settings": {"prompted_slices": "etsam", "logit_threshold": -0.5, "sever_bridges": False},
         "prompted": {"1": [], "2": []}, "fingerprint": {},
     }  # fmt: skip

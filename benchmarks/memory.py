@@ -96,19 +96,10 @@ def measure(loop: str, depth: int, size: int) -> dict[str, Any]:
     return {"loop": loop, "depth": depth, **result}
 
 
-@click.command()
-@click.option("--depths", default="64,256,1024", show_default=True)
-@click.option("--size", default=256, show_default=True, help="Edge of a slice in voxels.")
-@click.option("--child", nargs=3, type=str, hidden=True)
-def main(depths: str, size: int, child: tuple[str, str, str] | None) -> None:
-    """Measure, print a table, and save the result."""
-    if child is not None:
-        loop, depth, edge = child
-        print(json.dumps(measure(loop, int(depth), int(edge))))
-        return
-    found = [in_fresh_process(__file__, loop, depth, size) for loop in LOOPS for depth in map(int, depths.split(","))]
+def rows_of(found: list[dict[str, Any]], loops: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Turn measurements into rows of a table."""
     rows = []
-    for loop in LOOPS:
+    for loop in loops:
         own = [result for result in found if result["loop"] == loop]
         for result in own:
             projected = result["projected_bytes"]
@@ -122,7 +113,21 @@ def main(depths: str, size: int, child: tuple[str, str, str] | None) -> None:
                     "plan / peak": "" if projected is None else f"{projected / result['peak_bytes']:.2f}",
                 }
             )
-    print(table(rows))
+    return rows
+
+
+@click.command()
+@click.option("--depths", default="64,256,1024", show_default=True)
+@click.option("--size", default=256, show_default=True, help="Edge of a slice in voxels.")
+@click.option("--child", nargs=3, type=str, hidden=True)
+def main(depths: str, size: int, child: tuple[str, str, str] | None) -> None:
+    """Measure, print a table, and save the result."""
+    if child is not None:
+        loop, depth, edge = child
+        print(json.dumps(measure(loop, int(depth), int(edge))))
+        return
+    found = [in_fresh_process(__file__, loop, depth, size) for loop in LOOPS for depth in map(int, depths.split(","))]
+    print(table(rows_of(found, LOOPS)))
     print(save("memory", found, size=size, model="seeded-256", precision="float32"))
 
 

@@ -85,8 +85,6 @@ def for_each(
         lazy = [call(task) for task in tasks]
         scheduler = "synchronous" if count == 1 else "threads"
         with callback(posttask=finished):
-            results = list(
-                compute(*lazy, scheduler=scheduler, num_workers=count, optimize_graph=False, traverse=False)
-            )
+            results = list(compute(*lazy, scheduler=scheduler, num_workers=count, optimize_graph=False, traverse=False))
     on_event(Finished(name, seconds=time.monotonic() - begun))
     return results

@@ -39,9 +39,7 @@ def reach_of(connectivity: int) -> int:
     try:
         return {6: 1, 18: 2, 26: 3}[connectivity]
     except KeyError:
-        raise SettingsError(
-            f"The connectivity is {connectivity}; it is 6, 18 or 26 (--connectivity)."
-        ) from None
+        raise SettingsError(f"The connectivity is {connectivity}; it is 6, 18 or 26 (--connectivity).") from None
 
 
 def faces_of(labels: LocalIds) -> Iterator[tuple[int, int, LocalIds]]:

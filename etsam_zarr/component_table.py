@@ -155,9 +155,7 @@ def write_table(
     elif path.suffix == ".parquet":
         write_atomically(path, _parquet(columns))
     else:
-        raise SettingsError(
-            f"The table's name {path.name!r} ends in neither .csv nor .parquet; give one of these."
-        )
+        raise SettingsError(f"The table's name {path.name!r} ends in neither .csv nor .parquet; give one of these.")
 
 
 def _cubic_nm(voxel_size: tuple[float, float, float] | None) -> float:

@@ -124,9 +124,7 @@ def test_prompts_equal_etsam(
     np.testing.assert_array_equal(got[1], expected[1])
 
 
-def test_stage1_partial_prompts_are_not_empty(
-    predictors: tuple[Any, Any], voxels: npt.NDArray[np.float32]
-) -> None:
+def test_stage1_partial_prompts_are_not_empty(predictors: tuple[Any, Any], voxels: npt.NDArray[np.float32]) -> None:
     # Were they empty, the tests above would not tell stage1_partial from zero.
     settings = resolve_settings(grid_interval=INTERVAL)
     first, _ = in_memory(predictors, voxels, settings)

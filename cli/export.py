@@ -20,7 +20,7 @@ from etsam_zarr.runstore import RunStore, Stage
 @click.option("--scores", type=PATH, help="Write full-resolution scores as OME-Zarr with a pyramid here.")
 @click.option(
     "--scores-type", type=click.Choice(["uint8", "float16", "float32"]), default="uint8", show_default=True,
-    help="uint8: probabilities times 255, which neuroglancer shows too; float16, float32: logits.",
+    help="uint8: probabilities times 255; float32, float16: logits (neuroglancer cannot read float16).",
 )  # fmt: skip
 @click.option(
     "--stage", type=click.IntRange(1, 2), default=2, show_default=True, help="Stage of --logits and --scores."

@@ -152,9 +152,10 @@ class _Ledger:
         with disk_errors("going on with a conversion", partial):
             if begun is not None:
                 ledger.layers = begun
-                # What a killed process was just writing.
+                # What a killed process was just writing. After a failure in this very process, zarr may still be
+                # finishing chunks that were under way: those rename their file while this looks at it.
                 for leftover in partial.rglob("*.partial"):
-                    leftover.unlink()
+                    leftover.unlink(missing_ok=True)
             else:
                 on_event(Notice(f"{partial.name} holds nothing to go on with; starting from the beginning."))
                 shutil.rmtree(partial)

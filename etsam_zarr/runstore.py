@@ -208,7 +208,7 @@ class RunStore:
                 if chunk.is_dir():
                     shutil.rmtree(chunk)
                 else:
-                    chunk.unlink()
+                    chunk.unlink(missing_ok=True)
 
     def state_folder(self, stage: Stage, tile: int) -> Path:
         """Return where the propagation state of a stage of a tile is kept."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import zarr
 
@@ -19,22 +16,19 @@ from etsam_zarr.block import StageTask, run_stage
 from etsam_zarr.config import Precision, Settings
 from etsam_zarr.errors import OutputExistsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
-from etsam_zarr.fuse import LogitBounds, fuse
 from etsam_zarr.geometry import Span, cut, pyramid_shapes
-from etsam_zarr.intensity import IntensityMeter, IntensityRange, normalizer
+from etsam_zarr.intensity import IntensityMeter, IntensityRange
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.modelspec import ModelSpec, fingerprint_of
 from etsam_zarr.ome import OmeVersion
 from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
-from etsam_zarr.prompts import fixed_prompt
 from etsam_zarr.runstore import STAGES, RunStore, Stage
 from etsam_zarr.sam import Predictor
 from etsam_zarr.scores import ScoreView
+from etsam_zarr.stage_inputs import bounds_of_stage1, stage_inputs
 from etsam_zarr.volume import Volume
-
-Plane = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -150,6 +144,7 @@ def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> R
         "ome_zarr": request.ome_zarr,
         "model": request.model.config.name,
         "untrained": request.model.untrained,
+        "bundled": request.model.bundled,
         "image_size": plan.image_size,
         "settings": asdict(request.settings),
         "prompted": {str(stage.stage): list(stage.prompted) for stage in plan.stages},
@@ -225,8 +220,7 @@ class _Stages:
         on_event: OnEvent,
     ) -> None:  # fmt: skip
         self._volume, self._store, self._ledger = volume, store, ledger
-        self._request, self._on_event = request, on_event
-        self._normalize = normalizer(request.settings.normalize_method, limits)
+        self._request, self._limits, self._on_event = request, limits, on_event
         self.nothing_to_do = all(ledger.finished(f"stage{stage}") for stage in STAGES)
 
     def run(self) -> float:
@@ -240,69 +234,37 @@ class _Stages:
         model.load(predictor, 2)
         if not self._ledger.finished("stage1"):
             model.load(predictor, 1)
-            self._run_stage(1, predictor, self._normalized_planes, self._fixed_prompt(1))
-        bounds = self._bounds_of_stage1()
+            self._run_stage(1, predictor)
+        bounds = bounds_of_stage1(self._ledger, self._request.plan)
         if bounds.flat:
             self._on_event(Notice(
                 f"Stage 1 gave the same logit, {bounds.minimum:g}, everywhere (it found nothing): stage 2 sees the "
                 "tomogram alone.", warning=True,
             ))  # fmt: skip
         model.load(predictor, 2)
-        prompt = self._stage1_prompt if self._prompt_of(2) == "stage1_partial" else self._fixed_prompt(2)
-        self._run_stage(2, predictor, self._fused_planes(bounds), prompt)
+        self._run_stage(2, predictor)
         return self._model_seconds() - before
 
     def _model_seconds(self) -> float:
         return sum(slab.seconds for stage in STAGES for slab in self._ledger.slabs(stage, 0))
 
-    def _run_stage(
-        self, stage: Stage, predictor: Predictor, planes: Callable[[Span], Iterable[Plane]],
-        prompt_mask: Callable[[int], npt.NDArray[np.bool_]],
-    ) -> None:  # fmt: skip
+    def _run_stage(self, stage: Stage, predictor: Predictor) -> None:
         begun = time.monotonic()
         plan = self._request.plan
+        inputs = stage_inputs(
+            stage, 0, volume=self._volume, store=self._store, ledger=self._ledger, settings=self._request.settings,
+            plan=plan, limits=self._limits,
+        )  # fmt: skip
         task = StageTask(
-            stage=stage, tile=0, read_planes=planes, prompts=plan.stages[stage - 1].prompted, prompt_mask=prompt_mask,
-            image_size=plan.image_size, slab=plan.slab, precision=self._request.precision, keep_bounds=stage == 1,
+            stage=stage, tile=0, read_planes=inputs.read_planes, prompts=inputs.prompts,
+            prompt_mask=inputs.prompt_mask, image_size=plan.image_size, slab=plan.slab,
+            precision=self._request.precision, keep_bounds=stage == 1,
             predict_prompted=self._request.settings.prompted_slices == "predict",
         )  # fmt: skip
         run_stage(task, predictor, self._store, self._ledger, self._on_event)
         seconds = time.monotonic() - begun
         self._ledger.finish(f"stage{stage}", {"seconds": seconds})
         self._on_event(Finished(f"stage {stage}", seconds))
-
-    def _prompt_of(self, stage: Stage) -> str:
-        return self._request.plan.stages[stage - 1].prompt
-
-    def _fixed_prompt(self, stage: Stage) -> Callable[[int], npt.NDArray[np.bool_]]:
-        _, height, width = self._store.shape
-        method: Any = self._prompt_of(stage)
-        mask = fixed_prompt(method, height, width, self._request.settings.grid_interval)
-        return lambda z: mask
-
-    def _stage1_prompt(self, z: int) -> npt.NDArray[np.bool_]:
-        """Stage 1's mask of a slice, as ETSAM made it."""
-        scores = ScoreView(self._store.stage(1), self._store.shape).read(Span(z, z + 1))[0]
-        mask: npt.NDArray[np.bool_] = scores > self._request.settings.stage1_logit_threshold
-        return mask
-
-    def _normalized_planes(self, span: Span) -> Iterator[Plane]:
-        return (self._normalize(plane) for plane in self._volume.read(span))
-
-    def _fused_planes(self, bounds: LogitBounds) -> Callable[[Span], Iterator[Plane]]:
-        scores = ScoreView(self._store.stage(1), self._store.shape)
-
-        def planes(span: Span) -> Iterator[Plane]:
-            for plane, logits in zip(self._normalized_planes(span), scores.planes(span), strict=True):
-                yield fuse(plane, logits, bounds)
-
-        return planes
-
-    def _bounds_of_stage1(self) -> LogitBounds:
-        bounds = LogitBounds()
-        for slab in self._ledger.slabs(1, 0):
-            bounds = bounds.union(LogitBounds(slab.minimum, slab.maximum))
-        return bounds
 
 
 @dataclass(frozen=True)

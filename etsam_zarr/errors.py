@@ -6,7 +6,9 @@ Each message says what went wrong, the value found, the limit, and the remedy, i
 
     EtsamZarrError
     ├── InputError (ValueError)            a volume that cannot be read or used
-    │   └── InputNotFoundError (FileNotFoundError)
+    │   ├── InputNotFoundError (FileNotFoundError)
+    │   ├── NoZarrError                    a folder or address without Zarr metadata
+    │   └── RemoteError                    a remote address that cannot be reached or read
     ├── SettingsError (ValueError)         a setting out of range, or two that contradict
     ├── ModelError (ValueError)            a model config or checkpoint that cannot be used
     ├── DoesNotFitError (MemoryError)      the plan needs more memory or disk than there is
@@ -29,6 +31,14 @@ class InputError(EtsamZarrError, ValueError):
 
 class InputNotFoundError(InputError, FileNotFoundError):
     """There is nothing at the given path."""
+
+
+class NoZarrError(InputError):
+    """A folder or address holds no Zarr metadata."""
+
+
+class RemoteError(InputError):
+    """What lies at a remote address cannot be reached or read; the message holds no credentials."""
 
 
 class SettingsError(EtsamZarrError, ValueError):

@@ -17,6 +17,7 @@ from etsam_zarr.errors import SettingsError
 @click.option("-o", "--output", type=PATH, help="PNG or JPEG to write. [default: RUN's name with .png, in its folder]")
 @click.option("--mask", metavar="MASK", help="Outline this mask, MRC or OME-Zarr. [default: the run's]")
 @click.option("--no-mask", is_flag=True, help="Outline nothing.")
+@click.option("--truth", metavar="MASK", help="Tint this mask, MRC or OME-Zarr, to compare with it.")
 @click.option("--slices", type=int, default=6, show_default=True, help="Number of xy slices.")
 @click.option("--columns", type=int, default=3, show_default=True, help="Panels side by side.")
 @click.option("--panel", type=int, default=400, show_default=True, help="Width of a panel in pixels.")
@@ -24,8 +25,8 @@ from etsam_zarr.errors import SettingsError
 @click.option("--voxel-size", type=to_voxel_size, metavar="A[,A,A]", help="Voxel size in angstrom, one or z,y,x.")
 @input_label
 def command(
-    source: str, output: Path | None, mask: str | None, no_mask: bool, slices: int, columns: int, panel: int,
-    percentiles: tuple[float, ...], voxel_size: tuple[float, float, float] | None, label: str | None,
+    source: str, output: Path | None, mask: str | None, no_mask: bool, truth: str | None, slices: int, columns: int,
+    panel: int, percentiles: tuple[float, ...], voxel_size: tuple[float, float, float] | None, label: str | None,
 ) -> None:  # fmt: skip
     """Draw slices and cuts of RUN, or of a tomogram (MRC, OME-Zarr), with the membranes outlined."""
     if len(percentiles) != 2:
@@ -49,5 +50,6 @@ def command(
         elif given.store is not None and not no_mask:
             labelled = Source.at(Path(source), label=label or given.latest_label())
             outlined = stack.enter_context(open_for_pixels(labelled.mask_place(), panel))
-        save_sheet(contact_sheet(volume, outlined, settings=settings, depth=depth), place)
+        tinted = stack.enter_context(open_for_pixels(truth, panel)) if truth is not None else None
+        save_sheet(contact_sheet(volume, outlined, truth=tinted, settings=settings, depth=depth), place)
     click.echo(f"sheet  {place}")

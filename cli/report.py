@@ -14,15 +14,23 @@ if TYPE_CHECKING:
     from etsam_zarr.memory import Projection
 
 
+STANDS_IN = (
+    "ETSAM's weights are not on this machine, so this uses the bundled demonstration model; 'etsam-zarr weights fetch' "
+    "gets ETSAM's (2 x 320 MB)"
+)
+
+
 def plan_lines(prepared: Prepared, projection: Projection, *, device: str, precision: str) -> list[str]:
     """Describe what a run will do and need."""
     info, plan = prepared.volume.info, prepared.plan
-    untrained = " (untrained: its result means nothing)" if prepared.model.untrained else ""
+    kind = model_kind(untrained=prepared.model.untrained, bundled=prepared.model.bundled)
+    note = [f"note       {STANDS_IN}"] if prepared.model.stands_in else []
     return [
         f"volume     {size(info)}, {info.format}, {info.uri}",
         f"output     {prepared.destination}",
-        f"model      {prepared.model.config.name}{untrained}, image {plan.image_size} x {plan.image_size}, "
+        f"model      {prepared.model.config.name}{kind}, image {plan.image_size} x {plan.image_size}, "
         f"{precision} on {device}",
+        *note,
         f"work       {_count(len(plan.tiles), 'tile')}, {_count(len(plan.windows), 'window')}, "
         f"{_count(plan.slabs, 'slab')} of {plan.slab} slices, 2 stages",
         *(_stage_line(stage, plan) for stage in plan.stages),
@@ -30,6 +38,17 @@ def plan_lines(prepared: Prepared, projection: Projection, *, device: str, preci
         + (f", {bytes_text(projection.device)} on {device}" if projection.device else ""),
         f"disk       {bytes_text(projection.disk)} at most",
     ]
+
+
+def model_kind(*, untrained: bool, bundled: bool) -> str:
+    """Say in brackets what people must know of a model before they believe its result.
+
+    >>> model_kind(untrained=False, bundled=False)
+    ''
+    """
+    if untrained:
+        return " (untrained: its result means nothing)"
+    return " (bundled demonstration model, trained on simulated tomograms)" if bundled else ""
 
 
 def size(info: VolumeInfo) -> str:

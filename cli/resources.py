@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from etsam_zarr_cli.run_options import Prepared
 
-from etsam_zarr.config import Precision
+from etsam_zarr.config import PROFILES, Precision
 from etsam_zarr.device import choose_device, choose_precision
 from etsam_zarr.memory import Projection, project
 
@@ -36,10 +36,26 @@ class Resources:
             on_host=device.type == "cpu", half=precision == "bfloat16",
         )  # fmt: skip
         free = None if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
-        warnings = list(prepared.volume.info.warnings)
+        warnings = [*prepared.volume.info.warnings, *_replaced(prepared, given["profile"])]
         if prepared.plan.squeezed > 1:
             warnings.append(
                 f"A slice is {prepared.plan.squeezed:.1f} times larger than the model's image and is squeezed into it, "
                 "as ETSAM does: thin membranes may vanish."
             )
         return cls(device, precision, free, projection, tuple(warnings))
+
+
+def _replaced(prepared: Prepared, profile: str | None) -> list[str]:
+    """Warn where a profile takes the place of settings that a model was trained for."""
+    own = prepared.model.settings
+    if own is None or profile is None:
+        return []
+    theirs = PROFILES[profile].of_logits()
+    changed = {name: value for name, value in own.of_logits().items() if theirs.get(name, value) != value}
+    if not changed:
+        return []
+    listed = ", ".join(f"{name} is {theirs[name]} instead of {value}" for name, value in changed.items())
+    return [
+        f"The profile {profile} replaces settings that {prepared.model.config.name} was trained for: {listed}. "
+        "Leave out --profile to have the model's own."
+    ]

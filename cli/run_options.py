@@ -27,9 +27,14 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--output-dir", type=_FILE, help="Folder for the run store, which gets INPUT's name there."),
     click.option(
         "--profile", type=click.Choice(list(PROFILES)),
-        help="Named settings: etsam-v1 is ETSAM as published, etsam-v2 as it was later. [default: etsam-v1]",
+        help="Named settings: etsam-v1 is ETSAM as published, etsam-v2 as it was later. [default: the model's own, "
+        "which for ETSAM are etsam-v1]",
     ),
-    click.option("--model", help="Name of a model, or a YAML config in sam2's format. [default: sam2.1_hiera_b+]"),
+    click.option(
+        "--model",
+        help="sam2.1_hiera_b+ (ETSAM's), demo-256 (bundled), another name, or a YAML config in sam2's format. "
+        "[default: ETSAM's if its weights are here, else demo-256]",
+    ),
     click.option("--stage1-checkpoint", type=_FILE, help="Weights of stage 1 in ETSAM's file format."),
     click.option("--stage2-checkpoint", type=_FILE, help="Weights of stage 2 in ETSAM's file format."),
     click.option("--stage1-prompt", type=_PROMPTS, help="Prompts of stage 1."),

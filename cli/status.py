@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from etsam_zarr_cli.report import model_kind
 
 from etsam_zarr.status import RunStatus, read_status
 
@@ -23,8 +24,8 @@ def command(store: Path, as_json: bool) -> None:
     record = status.record
     z, y, x = record["shape"]
     click.echo(f"volume     {z} x {y} x {x} (z y x), {record['source']}")
-    untrained = " (untrained)" if record["untrained"] else ""
-    click.echo(f"model      {record['model']}{untrained}, {record['fingerprint']['precision']} on {record['device']}")
+    kind = model_kind(untrained=record["untrained"], bundled=record.get("bundled", False))
+    click.echo(f"model      {record['model']}{kind}, {record['fingerprint']['precision']} on {record['device']}")
     click.echo("intensity  " + ("done" if status.measured else "not yet"))
     for stage in status.stages:
         rate = f", {stage.slices / stage.seconds:.3g} slices/s in the model" if stage.seconds else ""

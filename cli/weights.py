@@ -1,4 +1,4 @@
-"""``etsam-zarr weights``: ETSAM's published weights on this machine."""
+"""``etsam-zarr weights``: ETSAM's published weights on this machine, and the bundled ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from etsam_zarr_cli.progress import Progress
 
 @click.group("weights")
 def command() -> None:
-    """List, fetch and verify ETSAM's published weights (two files of about 320 MB).
+    """List, fetch and verify weights: ETSAM's published ones (two files of about 320 MB) and the bundled model's.
 
-    They are kept in the user's cache folder, or where ETSAM_ZARR_WEIGHTS says. Without network, copy
+    ETSAM's are kept in the user's cache folder, or where ETSAM_ZARR_WEIGHTS says. Without network, copy
     etsam_stage1_v1.pt and etsam_stage2_v1.pt from https://doi.org/10.5281/zenodo.17571925 there.
     """
 
@@ -20,11 +20,16 @@ def command() -> None:
 @command.command("list")
 def list_command() -> None:
     """Say which files are here, and where."""
+    from etsam_zarr.bundled import bundled_state
+    from etsam_zarr.model_config import BUNDLED_FOLDER, BUNDLED_MODEL
     from etsam_zarr.weights import list_weights, weights_folder
 
     click.echo(f"folder: {weights_folder()}")
     for file in list_weights():
         click.echo(f"{file.path.name}: {file.state}, {file.bytes / 1e6:.0f} MB")
+    click.echo(f"bundled model {BUNDLED_MODEL}: {BUNDLED_FOLDER}")
+    for path, state in bundled_state().items():
+        click.echo(f"{path.name}: {state}, {path.stat().st_size / 1e6 if path.is_file() else 0:.0f} MB")
 
 
 @command.command("fetch")
@@ -39,11 +44,16 @@ def fetch_command() -> None:
 
 
 @command.command("verify")
-def verify_command() -> int:
-    """Compare the files with the checksums of the record; exits with 1 if one differs."""
+@click.option("--bundled", is_flag=True, help="Only the bundled model's weights; needs neither ETSAM's nor a network.")
+def verify_command(bundled: bool) -> int:
+    """Compare the files with their checksums; exits with 1 if one differs or is missing."""
+    from etsam_zarr.bundled import bundled_state
     from etsam_zarr.weights import verify
 
-    files = verify()
+    ours = bundled_state()
+    for path, state in ours.items():
+        click.echo(f"{path}: {state}")
+    files = [] if bundled else verify()
     for file in files:
         click.echo(f"{file.path}: {file.state} ({file.checksum})")
     damaged = [file.path.name for file in files if file.state == "damaged"]
@@ -53,4 +63,10 @@ def verify_command() -> int:
             "'etsam-zarr weights fetch'.",
             err=True,
         )
-    return 1 if damaged else 0
+    broken = [f"{path.name} is {state}" for path, state in ours.items() if state != "whole"]
+    if broken:
+        click.echo(
+            f"Error: of the bundled model, {' and '.join(broken)}. Install etsam-zarr again to have its files.",
+            err=True,
+        )
+    return 1 if damaged or broken else 0

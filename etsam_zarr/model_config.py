@@ -24,6 +24,9 @@ SAM2_NAMES = {
 """Configurations that sam2 brings, by the names used here."""
 BUNDLED_FOLDER = Path(__file__).parent / "models"
 SEEDED_MODEL = "seeded-256"
+"""Untrained, for tests and benchmarks."""
+BUNDLED_MODEL = "demo-256"
+"""Trained on simulated tomograms; its weights are part of the package."""
 ETSAM_MODEL = "sam2.1_hiera_b+"
 """The configuration that ETSAM's published weights belong to."""
 

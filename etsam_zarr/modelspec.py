@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etsam_zarr.bundled import BUNDLED_SETTINGS, bundled_paths, find_bundled_weights
 from etsam_zarr.config import Settings
 from etsam_zarr.errors import ModelError
-from etsam_zarr.model_config import ETSAM_MODEL, SEEDED_MODEL, ModelConfig, read_model_config
+from etsam_zarr.model_config import BUNDLED_MODEL, ETSAM_MODEL, SEEDED_MODEL, ModelConfig, read_model_config
 from etsam_zarr.weights import find_etsam_weights
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 HOW_TO_GET_WEIGHTS = (
     "Get ETSAM's with 'etsam-zarr weights fetch' (2 x 320 MB from https://doi.org/10.5281/zenodo.17571925), give files "
-    "with --stage1-checkpoint and --stage2-checkpoint, or try the program with an untrained model: --model seeded-256"
+    f"with --stage1-checkpoint and --stage2-checkpoint, or use the small bundled model: --model {BUNDLED_MODEL}"
 )
 _SEEDS: dict[Stage, int] = {1: 1, 2: 2}
 
@@ -35,6 +36,13 @@ class ModelSpec:
     """Weights of stage 1 and 2; None draws them from fixed seeds: an untrained model."""
     settings: Settings | None = None
     """Settings that belong to the model, where it brings some."""
+    stands_in: bool = False
+    """Whether it was chosen because ETSAM's weights, which nobody asked to replace, are not on this machine."""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the weights are those that come with the package: a demonstration."""
+        return self.checkpoints == bundled_paths()
 
     @property
     def untrained(self) -> bool:
@@ -91,21 +99,38 @@ def choose_model(
 ) -> ModelSpec:
     """Decide on a model from what the user gave.
 
+    1. Checkpoints that are given are used; where one is, the other stage takes the model's own weights.
+    2. A model that is named has its own weights: ETSAM's fetched ones, the bundled ones, or those of a seed.
+    3. Where nothing is given, ETSAM's weights are used if they are on this machine, else the bundled model.
+
     Raises
     ------
     ModelError
-        There is no such model, or one of two checkpoints is missing, or there are no weights at all.
+        There is no such model, or it has no weights of its own for a stage that was given none.
     """
     config = read_model_config(model or ETSAM_MODEL)
-    if (stage1_checkpoint is None) != (stage2_checkpoint is None):
-        missing = "--stage2-checkpoint" if stage2_checkpoint is None else "--stage1-checkpoint"
-        raise ModelError(f"Only one checkpoint is given, but there are two stages. Give {missing} as well.")
+    settings = BUNDLED_SETTINGS if model == BUNDLED_MODEL else None
     if stage1_checkpoint is not None and stage2_checkpoint is not None:
-        return ModelSpec(config, (stage1_checkpoint, stage2_checkpoint))
-    if model == SEEDED_MODEL:
+        return ModelSpec(config, (stage1_checkpoint, stage2_checkpoint), settings)
+    one_given = (stage1_checkpoint is None) != (stage2_checkpoint is None)
+    if model == SEEDED_MODEL and not one_given:
         return ModelSpec(config, None)
-    if model in (None, ETSAM_MODEL) and (fetched := find_etsam_weights()) is not None:
-        return ModelSpec(config, fetched)
+    own: tuple[Path, Path] | None = None
+    if model in (None, ETSAM_MODEL):
+        own = find_etsam_weights()
+    elif model == BUNDLED_MODEL:
+        own = find_bundled_weights()
+    if own is not None:
+        return ModelSpec(config, (stage1_checkpoint or own[0], stage2_checkpoint or own[1]), settings)
+    if one_given:
+        missing = "--stage2-checkpoint" if stage2_checkpoint is None else "--stage1-checkpoint"
+        raise ModelError(
+            f"Only one checkpoint is given, and there are no weights for the other stage of the model {config.name}. "
+            f"Give {missing} as well."
+        )
+    if model is None:
+        bundled = read_model_config(BUNDLED_MODEL)
+        return ModelSpec(bundled, find_bundled_weights(), BUNDLED_SETTINGS, stands_in=True)
     raise ModelError(f"There are no weights for the model {config.name}. {HOW_TO_GET_WEIGHTS}.")
 
 

@@ -1,5 +1,7 @@
 """A contact sheet of a tomogram: xy slices, one xz and one yz cut, membranes outlined, with a scale bar.
 
+Beneath the outlines the truth can be tinted, where there is one.
+
 Only the slices that are shown are read, from the coarsest pyramid level that has enough pixels for them.
 """
 
@@ -32,6 +34,8 @@ _BACKGROUND = (24, 24, 24)
 _WHITE = (255, 255, 255)
 # A pixel counts as membrane if this share of what it covers is: thin ones must not vanish when shrunk.
 _LEAST_COVER = 0.2
+# Of 255.
+_TINT_STRENGTH = 110
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class PreviewSettings:
     """Grey values shown as black and white, of the slices shown."""
     outline: tuple[int, int, int] = (255, 176, 0)
     """Colour of the membranes' outlines."""
+    tint: tuple[int, int, int] = (0, 150, 255)
+    """Colour laid over the truth."""
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -93,13 +99,18 @@ def open_for_pixels(uri: str | Path, pixels: int, *, voxel_size: tuple[float, fl
 
 
 def contact_sheet(
-    volume: Volume, mask: Volume | None = None, *, settings: PreviewSettings | None = None, depth: int | None = None
+    volume: Volume,
+    mask: Volume | None = None,
+    *,
+    truth: Volume | None = None,
+    settings: PreviewSettings | None = None,
+    depth: int | None = None,
 ) -> Image.Image:
     """Draw the sheet.
 
     1. The xy slices and the two cuts through the middle are read and brought to true proportions.
     2. Contrast is set by percentiles of the xy slices, for all panels alike.
-    3. The mask, at the same relative places, is outlined.
+    3. The truth, at the same relative places, is tinted; then the mask is outlined.
     4. Panels are pasted into a grid; the first carries the scale bar.
 
     Parameters
@@ -108,6 +119,8 @@ def contact_sheet(
         The tomogram, at a level that suffices.
     mask
         A mask of the same region, at any level; every value but 0 is inside.
+    truth
+        Another mask, to compare it with.
     settings
         Looks.
     depth
@@ -135,13 +148,15 @@ def contact_sheet(
     for (cut, place), plane in zip(places, planes, strict=True):
         size = scale.size(cut)
         panel = _grey(plane, float(low), float(high)).resize(size, Image.Resampling.BILINEAR).convert("RGB")
+        if truth is not None:
+            _tint(panel, _cut(truth, cut, place) != 0, settings.tint)
         if mask is not None:
             _outline(panel, _cut(mask, cut, place) != 0, settings.outline)
         along = {"xy": depth or volume.info.shape[0], "xz": volume.info.shape[1], "yz": volume.info.shape[2]}[cut]
         _write(panel, (6, 4), f"z {int(place * along)}" if cut == "xy" else f"{cut} (z down)")
         panels.append(panel)
     _scale_bar(panels[0], scale)
-    return _grid(panels, settings, title=_title(volume))
+    return _grid(panels, settings, title=_title(volume) + ("   blue: truth" if truth else ""))
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
@@ -205,12 +220,23 @@ def _outline(panel: Image.Image, inside: npt.NDArray[np.bool_], colour: tuple[in
     """Colour the pixels of the mask that have a neighbour outside of it."""
     from scipy import ndimage
 
+    covered = _covered(panel, inside)
+    edge = covered & ~ndimage.binary_erosion(covered, np.ones((3, 3)), border_value=1)
+    panel.paste(colour, mask=Image.fromarray(edge.astype(np.uint8) * 255))
+
+
+def _tint(panel: Image.Image, inside: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+    """Lay a colour over the pixels of the mask; the grey beneath stays visible."""
+    panel.paste(colour, mask=Image.fromarray(_covered(panel, inside).astype(np.uint8) * _TINT_STRENGTH))
+
+
+def _covered(panel: Image.Image, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a panel a mask covers."""
     grey = Image.fromarray(inside.astype(np.uint8) * 255)
     shrunk = panel.width < grey.width or panel.height < grey.height
     scaled = grey.resize(panel.size, Image.Resampling.BOX if shrunk else Image.Resampling.NEAREST)
-    covered = np.asarray(scaled) > 255 * _LEAST_COVER
-    edge = covered & ~ndimage.binary_erosion(covered, np.ones((3, 3)), border_value=1)
-    panel.paste(colour, mask=Image.fromarray(edge.astype(np.uint8) * 255))
+    covered: npt.NDArray[np.bool_] = np.asarray(scaled) > 255 * _LEAST_COVER
+    return covered
 
 
 def _scale_bar(panel: Image.Image, scale: _PanelScale) -> None:

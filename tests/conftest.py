@@ -16,7 +16,11 @@ import pytest
 import tiny
 from etsam_zarr_cli.main import main
 
+from etsam_zarr.bundled import bundled_state
+from etsam_zarr.model_config import BUNDLED_MODEL
 from etsam_zarr.modelspec import ModelSpec, choose_model
+from etsam_zarr.phantom import PhantomSettings
+from etsam_zarr.phantom_store import write_phantom
 from etsam_zarr.runstore import RunStore
 
 
@@ -60,6 +64,27 @@ def seeded_predictor(seeded_spec: ModelSpec) -> Any:
     predictor = seeded_spec.build("cpu")
     seeded_spec.load(predictor, 1)
     return predictor
+
+
+@pytest.fixture(scope="session")
+def bundled_model() -> ModelSpec:
+    """The trained model that comes with the package."""
+    if "absent" in bundled_state().values():
+        pytest.skip("the bundled model's weights are not in this checkout")
+    return choose_model(BUNDLED_MODEL)
+
+
+@pytest.fixture(scope="session")
+def small_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated tomogram of 16 x 256 x 256 that no model was trained on, with its truth as a label."""
+    path = tmp_path_factory.mktemp("phantom") / "phantom.zarr"
+    return write_phantom(path, PhantomSettings((16, 256, 256), seed=800_001, snr=0.5))
+
+
+@pytest.fixture
+def no_etsam_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without ETSAM's weights."""
+    monkeypatch.setenv("ETSAM_ZARR_WEIGHTS", str(tmp_path / "no-weights"))
 
 
 @pytest.fixture

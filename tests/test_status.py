@@ -50,7 +50,12 @@ def test_a_mask_of_half_a_run_is_not_the_end(store: Path) -> None:
 def test_the_command_tells_it_to_people(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(store)]) == 0
     text = capsys.readouterr().out
-    for part in ("12 x 40 x 48", "seeded-256 (untrained), float32 on cpu", "stage 2    12/12 slices", "finished"):
+    for part in (
+        "12 x 40 x 48",
+        "seeded-256 (untrained: its result means nothing), float32 on cpu",
+        "stage 2    12/12 slices",
+        "finished",
+    ):
         assert part in text
     Ledger(store / "ledger").reopen("mask")
     assert main(["status", str(store)]) == 0

@@ -212,6 +212,7 @@ def test_commands(
         defaults = dict(function.__kwdefaults__)
         monkeypatch.setattr(function, "__defaults__", (source_at(server),))
         monkeypatch.setattr(function, "__kwdefaults__", defaults)
+    monkeypatch.setattr("etsam_zarr.bundled.bundled_state", lambda: {tmp_path / "ours.pt": "whole"})
     assert main(["weights", "verify"]) == 1
     assert "weights fetch" in capsys.readouterr().err
     assert main(["weights", "fetch"]) == 0
@@ -221,3 +222,9 @@ def test_commands(
     (tmp_path / "one.pt").write_bytes(b"x" * 2_000_000)
     assert main(["weights", "verify"]) == 1
     assert "damaged" in capsys.readouterr().err
+    assert main(["weights", "verify", "--bundled"]) == 0
+    monkeypatch.setattr("etsam_zarr.bundled.bundled_state", lambda: {tmp_path / "ours.pt": "damaged"})
+    assert main(["weights", "verify", "--bundled"]) == 1
+    said = capsys.readouterr()
+    assert "ours.pt: damaged" in said.out
+    assert "Install etsam-zarr again" in said.err

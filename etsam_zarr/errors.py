@@ -15,7 +15,8 @@ Each message says what went wrong, the value found, the limit, and the remedy, i
     ├── OutputError (OSError)              a destination that cannot be written
     │   └── OutputExistsError (FileExistsError)
     └── RunStoreError (ValueError)         a run store that is damaged, absent or of another configuration
-        └── FingerprintError
+        ├── FingerprintError
+        └── LeaseLostError                 another run took the store over, or the run that sent the work has ended
 """
 
 from __future__ import annotations
@@ -67,3 +68,7 @@ class RunStoreError(EtsamZarrError, ValueError):
 
 class FingerprintError(RunStoreError):
     """The run store was made with other settings, another model or another volume."""
+
+
+class LeaseLostError(RunStoreError):
+    """The run that this process works for has ended, or another one took its store over: it must not write."""

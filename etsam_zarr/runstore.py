@@ -8,7 +8,6 @@ masks; ``0``, ``1``, ... a reduced copy of the tomogram, so that viewers open th
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from zarr.codecs import BloscCodec
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import FingerprintError, OutputExistsError, RunStoreError
 from etsam_zarr.geometry import Shape3
+from etsam_zarr.lease import Fence, Lease
 
 SUFFIX = ".etsam.zarr"
 LAYOUT = 1
@@ -236,24 +236,16 @@ class RunStore:
             )
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store for writing; the lock goes with the process, also when it is killed.
+    def locked(self) -> Iterator[Fence]:
+        """Hold the store for writing; yields what workers check before they write.
 
         Raises
         ------
         RunStoreError
-            Another process on this machine is writing the store.
+            Another process is writing the store, on this machine or on another one.
         """
-        with disk_errors("locking the run store", self.path):
-            file = (self.path / ".lock").open("w")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunStoreError(
-                    f"Another process is writing the run store {self.path}. Wait for it to end, or give another -o."
-                ) from error
-            yield
+        with Lease(self.path) as lease:
+            yield lease.fence
 
 
 def read_stored(array: zarr.Array[Any], *selection: int | slice) -> npt.NDArray[np.float32]:

@@ -1,0 +1,303 @@
+"""Who may write a run store: a lease on disk that its holder keeps alive, and that others take over once it is dead.
+
+A lock of the operating system goes with its process, but not every network file system carries it to another machine.
+A lease is a small file, so it works wherever the store does. Leases are numbered and only the highest number counts:
+taking over is creating the next number, which the file system lets exactly one process do (``link`` fails where the
+name is taken). Numbers never come back, so a holder that slept through its own end cannot pass for the present one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from etsam_zarr.atomic import disk_errors
+from etsam_zarr.errors import LeaseLostError, RunStoreError
+
+BEAT_SECONDS = 5.0
+"""How often a holder gives a sign of life."""
+PATIENCE_SECONDS = 60.0
+"""After how long without one a holder on another machine counts as dead: watched, since clocks differ."""
+_CLOCKS_AGREE_SECONDS = 600.0
+"""No two machines of a cluster differ by more: a last sign of life that is older needs no watching."""
+_FOLDER = ".lease"
+_RELEASED = ".released"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds, or held, a lease."""
+
+    host: str
+    pid: int
+    started: float
+    """When the process started, seconds since the epoch as its system counts them: numbers of processes come back."""
+    space: str
+    """Boot and process namespace within which ``pid`` means something; empty where the system does not say."""
+    token: str
+    """Random; tells two leases of one process apart."""
+    since: str
+    """When the lease was taken, ISO 8601, UTC."""
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """Describe the process that calls, with a new token."""
+        return cls(
+            host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time(), space=_process_space(),
+            token=secrets.token_hex(8), since=datetime.now(UTC).isoformat(timespec="seconds"),
+        )  # fmt: skip
+
+    @property
+    def is_near(self) -> bool:
+        """Whether this process can see the holder's process, or that it is gone."""
+        return (self.host, self.space) == (socket.gethostname(), _process_space())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process of a near holder has ended; a killed one that nobody has waited for counts as ended."""
+        try:
+            process = psutil.Process(self.pid)
+            return bool(process.create_time() != self.started) or bool(process.status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.AccessDenied:
+            return False
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Lets a worker ask whether the run that sent it still holds the store. Small, and can be pickled."""
+
+    folder: Path
+    number: int
+    token: str
+
+    def check(self) -> None:
+        """Return if the lease still holds.
+
+        Raises
+        ------
+        LeaseLostError
+            It was released, or another run took the store over.
+        """
+        path = _file(self.folder, self.number)
+        if _newest(self.folder) > self.number:
+            raise LeaseLostError(f"Another run took over the run store {self.folder.parent}: {_LOST}")
+        try:
+            mine = _read(path).token == self.token
+        except (OSError, _Unreadable) as error:
+            raise LeaseLostError(f"The run store {self.folder.parent} is gone or damaged ({error}): {_LOST}") from error
+        if not mine or path.with_suffix(_RELEASED).exists():
+            raise LeaseLostError(f"The run that started this work on {self.folder.parent} has ended: {_LOST}")
+
+
+_LOST = "this process stops writing. What it had finished before is kept; give the run command again to go on."
+
+
+class Lease:
+    """Holds a folder for writing as long as the context lasts.
+
+    Parameters
+    ----------
+    store
+        The folder.
+    beat, patience
+        Seconds between signs of life, and how long a holder on another machine may go without one. Everybody who
+        writes a store must use the same.
+    """
+
+    def __init__(self, store: Path, *, beat: float = BEAT_SECONDS, patience: float = PATIENCE_SECONDS) -> None:
+        self._store, self._folder = store, store / _FOLDER
+        self._beat, self._patience = beat, patience
+        self._holder = Holder.this_process()
+        self._number = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        """Take the lease.
+
+        Raises
+        ------
+        RunStoreError
+            Another process holds it.
+        OutputError
+            The folder cannot be written.
+        """
+        with disk_errors("locking the run store", self._store):
+            self._folder.mkdir(exist_ok=True)
+            while not self._take():
+                pass
+            self._tidy()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        # Not there any more if the store was deleted; and if the disk is full, the holder is seen to be gone anyway.
+        try:
+            self._path.with_suffix(_RELEASED).touch()
+        except OSError as problem:
+            _log.info("The lease %s could not be released: %s", self._path, problem)
+
+    @property
+    def fence(self) -> Fence:
+        """What workers of this run check before they write."""
+        return Fence(self._folder, self._number, self._holder.token)
+
+    @property
+    def _path(self) -> Path:
+        return _file(self._folder, self._number)
+
+    def _take(self) -> bool:
+        """Try for the number after the newest; return False if somebody else got it."""
+        draft = self._folder / f"{self._holder.token}.draft"
+        draft.write_text(json.dumps(asdict(self._holder)))
+        try:
+            newest = _newest(self._folder)
+            if newest:
+                self._await_end_of(_file(self._folder, newest), now=draft.stat().st_mtime)
+            self._number = newest + 1
+            _publish(draft, self._path)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+        # The newest may have been cleared away between the look and the link, by the holder of a higher number.
+        if _newest(self._folder) != self._number or _read(self._path) != self._holder:
+            self._path.unlink(missing_ok=True)
+            return False
+        return True
+
+    def _await_end_of(self, path: Path, *, now: float) -> None:
+        """Return when the lease at ``path`` is released, or its holder is dead; raise as soon as it is seen to live.
+
+        ``now`` is the time on the clock of the file system, seconds since the epoch.
+        """
+        first_beat = _beat_of(path)
+        silent_since = time.monotonic()
+        said = False
+        while not path.with_suffix(_RELEASED).exists():
+            if _newest(self._folder) != int(path.stem):
+                return  # somebody else took over: the caller looks again
+            try:
+                holder = _read(path)
+            except FileNotFoundError:
+                return
+            except _Unreadable:
+                holder = None  # being written, or written by a machine that died while it did: time will tell
+            if holder is not None and holder.is_near:
+                if holder.is_gone:
+                    return
+                raise self._refusal(holder)
+            # The file was just opened, so a network file system shows its present time, not one it remembers.
+            beat = _beat_of(path)
+            if beat != first_beat:
+                raise self._refusal(holder)
+            long_ago = beat is not None and now - beat > self._patience + _CLOCKS_AGREE_SECONDS
+            if long_ago or time.monotonic() - silent_since >= self._patience:
+                return
+            if not said:
+                said = True
+                _log.warning(
+                    "The run store %s was being written by %s. Waiting up to %g s for a sign of life of it.",
+                    self._store, _named(holder), self._patience,
+                )  # fmt: skip
+            time.sleep(min(0.5, self._beat / 4))
+
+    def _refusal(self, holder: Holder | None) -> RunStoreError:
+        return RunStoreError(
+            f"Another process is writing the run store {self._store}: {_named(holder)}. Wait for it to end, or give "
+            "another -o."
+        )
+
+    def _tidy(self) -> None:
+        """Clear away what older leases left; the one before stays, for those that are just reading it."""
+        for path in self._folder.iterdir():
+            if path.stem.isdecimal() and int(path.stem) < self._number - 1:
+                path.unlink(missing_ok=True)
+
+    def _keep_alive(self) -> None:
+        # Only the time of the file changes: were it written anew, a holder that wakes up from a long sleep could undo
+        # what happened meanwhile.
+        while not self._over.wait(self._beat):
+            try:
+                os.utime(self._path)
+            except OSError as error:
+                _log.info("No sign of life at %s: %s", self._path, error)
+
+
+class _Unreadable(Exception):
+    """A lease file that does not hold a whole holder."""
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:07d}.json"
+
+
+def _newest(folder: Path) -> int:
+    """Return the highest number in the folder, 0 if there is none."""
+    return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()), default=0)
+
+
+def _publish(draft: Path, path: Path) -> None:
+    """Give a whole file a name that must be free."""
+    try:
+        path.hardlink_to(draft)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without hard links. Whoever reads the file half written waits until it is whole.
+        with path.open("x") as file:
+            file.write(draft.read_text())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read(path: Path) -> Holder:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return Holder(**content)
+    except (ValueError, TypeError) as error:
+        raise _Unreadable(f"{path}: {error}") from error
+
+
+def _beat_of(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _named(holder: Holder | None) -> str:
+    if holder is None:
+        return "one that is only starting"
+    return f"process {holder.pid} on {holder.host}, since {holder.since}"
+
+
+@cache
+def _process_space() -> str:
+    """Tell machines, boots and containers apart where the system lets us."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""

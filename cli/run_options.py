@@ -50,7 +50,15 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--prompted-slices", type=click.Choice(["etsam", "predict"]),
         help="What prompted slices show: their prompt, as ETSAM does, or a prediction made backwards.",
     ),
-    click.option("--tiling", type=click.Choice(["whole"]), help="How slices larger than the image are handled."),
+    click.option(
+        "--tiling", type=click.Choice(["auto", "whole", "tiles", "quadrants"]),
+        help="What the model sees as one image: the whole slice, resized, as ETSAM does; overlapping tiles of exactly "
+        "the image size; quadrants, ETSAM's split processing. [default: auto, tiles where a slice is larger]",
+    ),
+    click.option(
+        "--overlap", type=float, metavar="F|N",
+        help="Least overlap of tiles: below 1 a fraction of the image size, else voxels. [default: 0.125]",
+    ),
     click.option(
         "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
         help="Of the computation; auto takes bfloat16 where the device computes it fast.",
@@ -91,7 +99,7 @@ def prepare(given: dict[str, Any]) -> Prepared:
         given["model"], stage1_checkpoint=given["stage1_checkpoint"], stage2_checkpoint=given["stage2_checkpoint"]
     )
     names = ("stage1_prompt", "stage2_prompt", "grid_interval", "normalize_method", "stage1_logit_threshold",
-             "logit_threshold", "prompted_slices", "tiling")  # fmt: skip
+             "logit_threshold", "prompted_slices", "tiling", "overlap")  # fmt: skip
     settings = resolve_settings(
         given["profile"], model_settings=model.settings, **{name: given[name] for name in names}
     )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from etsam_zarr.atomic import disk_errors
 from etsam_zarr.config import Precision
 from etsam_zarr.errors import RunStoreError
-from etsam_zarr.events import Advanced, Notice, OnEvent, Started
+from etsam_zarr.events import Advanced, Notice, OnEvent
 from etsam_zarr.frames import ReadPlanes, StreamedFrames
 from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span, cut
@@ -35,6 +35,10 @@ class StageTask:
 
     stage: Stage
     tile: int
+    height: int
+    """Rows of a slice as the model is given it."""
+    width: int
+    """Columns of a slice as the model is given it."""
     read_planes: ReadPlanes
     """Delivers the model's input."""
     prompts: tuple[int, ...]
@@ -65,15 +69,14 @@ def run_stage(task: StageTask, predictor: Predictor, store: RunStore, ledger: Le
     OutputError
         The store cannot be written; what was finished stays.
     """
-    depth, height, width = store.shape
+    depth = store.shape[0]
     arrays, folder = store.stage(task.stage), store.state_folder(task.stage, task.tile)
     start = _resume_point(task, arrays, ledger, folder, on_event)
-    on_event(Started(f"stage {task.stage}", total=depth, done=start))
     if start == depth:
         return
     store.forget_slices(task.stage, task.tile, start)
     frames = StreamedFrames(task.read_planes, depth=depth, image_size=task.image_size, slab=task.slab)
-    walk = Propagation(predictor, frames, height=height, width=width, precision=task.precision)
+    walk = Propagation(predictor, frames, height=task.height, width=task.width, precision=task.precision)
     if start:
         conditioning = read_state(folder / "conditioning.safetensors")
         walk.restore(conditioning=conditioning, recent=read_state(_recent_file(folder, start)))

@@ -11,11 +11,13 @@ from etsam_zarr.errors import SettingsError
 PromptMethod = Literal["zero", "grid", "grid_zero", "stage1_partial"]
 NormalizeMethod = Literal["min_max_positive_values", "softplus_minmax", "percentile"]
 PromptedSlices = Literal["etsam", "predict"]
-Tiling = Literal["whole"]
+Tiling = Literal["auto", "whole", "tiles", "quadrants"]
 Precision = Literal["float32", "bfloat16"]
 
 # ETSAM's command line calls it so.
 PROMPT_ALIASES = {"etsam_stage1_partial": "stage1_partial"}
+QUADRANTS_GRID_INTERVAL = 10
+"""What ETSAM's split processing sets the grid interval to."""
 
 
 def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -49,8 +51,11 @@ class Settings:
     """Stage 2 logits above it are membrane."""
     prompted_slices: PromptedSlices = "etsam"
     """What prompted slices show: the prompt itself as ETSAM does, or a prediction made backwards."""
-    tiling: Tiling = "whole"
-    """How slices larger than the model's image are handled: squeezed whole."""
+    tiling: Tiling = "auto"
+    """What the model sees as one image: the ``whole`` slice, resized; overlapping ``tiles`` of exactly the image size;
+    ``quadrants`` as ETSAM's split processing. ``auto`` takes tiles where a slice is larger than the image."""
+    overlap: float = 0.125
+    """How much tiles overlap at least: below 1 a fraction of the image size, else voxels."""
     sever_bridges: bool = False
     """Whether post-processing also cuts short bridges between parallel membranes."""
 
@@ -70,11 +75,17 @@ class Settings:
                 f"The grid interval is {self.grid_interval}, but it must be at least 1. "
                 "Give --grid-interval a positive number of slices (ETSAM uses 50)."
             )
+        if not 0 <= self.overlap < float("inf"):
+            raise SettingsError(
+                f"--overlap is {self.overlap:g}, but it must be at least 0: below 1 a fraction of the image size, else "
+                "voxels."
+            )
 
     def of_logits(self) -> dict[str, Any]:
         """Return the settings on which stored logits depend, by name.
 
-        The final threshold and the post-processing are not among them: they can be changed afterwards.
+        The final threshold and the post-processing are not among them: they can be changed afterwards. A tiling
+        ``auto`` must have been resolved, which takes the volume (:meth:`etsam_zarr.plan.RunPlan.settled`).
         """
         names = [
             "normalize_method",
@@ -86,6 +97,8 @@ class Settings:
         ]
         if self.stage2_prompt == "stage1_partial":
             names.append("stage1_logit_threshold")
+        if self.tiling in ("auto", "tiles"):
+            names.append("overlap")
         return {name: getattr(self, name) for name in names}
 
 
@@ -111,7 +124,8 @@ def resolve_settings(
     model_settings
         Settings that belong to a model; they count only where no profile is named.
     given
-        Single settings by name; those that are None count as not given.
+        Single settings by name; those that are None count as not given. With the tiling ``quadrants`` the grid
+        interval is then 10, as ETSAM sets it.
 
     Raises
     ------
@@ -128,4 +142,6 @@ def resolve_settings(
     for name in ("stage1_prompt", "stage2_prompt"):
         if name in changes:
             changes[name] = PROMPT_ALIASES.get(changes[name], changes[name])
+    if changes.get("tiling") == "quadrants":
+        changes.setdefault("grid_interval", QUADRANTS_GRID_INTERVAL)
     return dataclasses.replace(base, **changes)

@@ -36,6 +36,22 @@ class Span:
         """Return the span as a ``slice`` for indexing."""
         return slice(self.start, self.stop)
 
+    def common(self, other: Span) -> Span:
+        """Return what the span has in common with another one that it meets.
+
+        >>> str(Span(2, 9).common(Span(5, 20)))
+        '5:9'
+        """
+        return Span(max(self.start, other.start), min(self.stop, other.stop))
+
+    def within(self, outer: Span) -> Span:
+        """Return the same indices counted from the start of a span that holds them.
+
+        >>> str(Span(5, 9).within(Span(2, 20)))
+        '3:7'
+        """
+        return Span(self.start - outer.start, self.stop - outer.start)
+
     def __str__(self) -> str:
         return f"{self.start}:{self.stop}"
 

@@ -26,7 +26,7 @@ from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.runstore import STAGES, RunStore, Stage
 from etsam_zarr.sam import Predictor
-from etsam_zarr.scores import ScoreView
+from etsam_zarr.scores import ScoreView, stage_scores
 from etsam_zarr.stage_inputs import bounds_of_stage1, stage_inputs
 from etsam_zarr.volume import Volume
 
@@ -104,7 +104,7 @@ def fingerprint(volume: Volume, request: RunRequest) -> dict[str, Any]:
         "level": request.level,
         "precision": request.precision,
         **fingerprint_of(request.model),
-        **request.settings.of_logits(),
+        **request.plan.settled(request.settings).of_logits(),
     }
 
 
@@ -116,7 +116,7 @@ def final_scores(store: RunStore, stage: Stage = 2) -> ScoreView:
     predicted = store.record["settings"]["prompted_slices"] == "predict"
     prompted = store.record["prompted"][str(stage)]
     shown = {z: index for index, z in enumerate(prompted)} if predicted else {}
-    return ScoreView(store.stage(stage), store.shape, backwards=shown)
+    return stage_scores(store, stage, backwards=shown)
 
 
 def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> RunStore:
@@ -146,7 +146,7 @@ def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> R
         "untrained": request.model.untrained,
         "bundled": request.model.bundled,
         "image_size": plan.image_size,
-        "settings": asdict(request.settings),
+        "settings": asdict(plan.settled(request.settings)),
         "prompted": {str(stage.stage): list(stage.prompted) for stage in plan.stages},
         "fingerprint": mark,
         # Not in the fingerprint: the result does not depend on them, or only in the last bits.
@@ -235,36 +235,45 @@ class _Stages:
         if not self._ledger.finished("stage1"):
             model.load(predictor, 1)
             self._run_stage(1, predictor)
-        bounds = bounds_of_stage1(self._ledger, self._request.plan)
-        if bounds.flat:
-            self._on_event(Notice(
-                f"Stage 1 gave the same logit, {bounds.minimum:g}, everywhere (it found nothing): stage 2 sees the "
-                "tomogram alone.", warning=True,
-            ))  # fmt: skip
+        plan = self._request.plan
+        for bounds in {bounds_of_stage1(self._ledger, plan, tile.index) for tile in plan.tiles}:
+            if bounds.flat:
+                self._on_event(Notice(
+                    f"Stage 1 gave the same logit, {bounds.minimum:g}, everywhere (it found nothing): stage 2 sees the "
+                    "tomogram alone.", warning=True,
+                ))  # fmt: skip
         model.load(predictor, 2)
         self._run_stage(2, predictor)
         return self._model_seconds() - before
 
     def _model_seconds(self) -> float:
-        return sum(slab.seconds for stage in STAGES for slab in self._ledger.slabs(stage, 0))
+        tiles = self._request.plan.tiles
+        return sum(slab.seconds for stage in STAGES for tile in tiles for slab in self._ledger.slabs(stage, tile.index))
 
     def _run_stage(self, stage: Stage, predictor: Predictor) -> None:
         begun = time.monotonic()
         plan = self._request.plan
+        done = [slabs[-1].stop for tile in plan.tiles if (slabs := self._ledger.slabs(stage, tile.index))]
+        self._on_event(Started(f"stage {stage}", total=len(plan.tiles) * plan.shape[0], done=sum(done)))
+        for tile in plan.tiles:
+            self._run_tile(stage, tile.index, predictor)
+        seconds = time.monotonic() - begun
+        self._ledger.finish(f"stage{stage}", {"seconds": seconds})
+        self._on_event(Finished(f"stage {stage}", seconds))
+
+    def _run_tile(self, stage: Stage, tile: int, predictor: Predictor) -> None:
+        plan = self._request.plan
         inputs = stage_inputs(
-            stage, 0, volume=self._volume, store=self._store, ledger=self._ledger, settings=self._request.settings,
+            stage, tile, volume=self._volume, store=self._store, ledger=self._ledger, settings=self._request.settings,
             plan=plan, limits=self._limits,
         )  # fmt: skip
         task = StageTask(
-            stage=stage, tile=0, read_planes=inputs.read_planes, prompts=inputs.prompts,
-            prompt_mask=inputs.prompt_mask, image_size=plan.image_size, slab=plan.slab,
+            stage=stage, tile=tile, height=inputs.height, width=inputs.width, read_planes=inputs.read_planes,
+            prompts=inputs.prompts, prompt_mask=inputs.prompt_mask, image_size=plan.image_size, slab=plan.slab,
             precision=self._request.precision, keep_bounds=stage == 1,
             predict_prompted=self._request.settings.prompted_slices == "predict",
         )  # fmt: skip
         run_stage(task, predictor, self._store, self._ledger, self._on_event)
-        seconds = time.monotonic() - begun
-        self._ledger.finish(f"stage{stage}", {"seconds": seconds})
-        self._on_event(Finished(f"stage {stage}", seconds))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from etsam_zarr.config import Settings
@@ -9,19 +10,11 @@ from etsam_zarr.errors import SettingsError
 from etsam_zarr.geometry import Shape3, Span, cut
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import prompted_slices
+from etsam_zarr.tiling import Tile, TileGrid, lay_tiles
 
 DEFAULT_SLAB = 16
 # Slabs are made thinner than the default when the raw slices of one would take more than this.
 _SLAB_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A yx window that the model sees as one image."""
-
-    index: int
-    y: Span
-    x: Span
 
 
 @dataclass(frozen=True)
@@ -48,15 +41,25 @@ class RunPlan:
 
     shape: Shape3
     image_size: int
-    tiles: tuple[Tile, ...]
+    grid: TileGrid
+    """Its tiles are walked one by one: each has its own stages, slabs and state."""
     windows: tuple[Span, ...]
     slab: int
     slabs: int
     """Per stage and tile."""
     stages: tuple[StagePlan, StagePlan]
     squeezed: float
-    """How many voxels of a slice one pixel of the model's image stands for along its longer axis; above 1 the
-    slice is squeezed."""
+    """How many voxels one pixel of the model's image stands for along the longer axis of a tile; above 1 the tile is
+    squeezed."""
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The tiles, in order."""
+        return self.grid.tiles
+
+    def settled(self, settings: Settings) -> Settings:
+        """Return the settings as this volume and model make them: tiling no longer ``auto``, overlap in voxels."""
+        return dataclasses.replace(settings, tiling=self.grid.tiling, overlap=self.grid.overlap)
 
 
 def plan_run(
@@ -74,7 +77,7 @@ def plan_run(
     Raises
     ------
     SettingsError
-        The slab is not positive, or the volume too thin.
+        The slab is not positive, or tiles cannot be laid as the settings say.
     """
     depth, height, width = shape
     if slab is not None and slab < 1:
@@ -83,17 +86,17 @@ def plan_run(
         slab = DEFAULT_SLAB
         while slab > 1 and slab * height * width * voxel_bytes > _SLAB_BYTES:
             slab //= 2
-    tiles = (Tile(0, Span(0, height), Span(0, width)),)
+    grid = lay_tiles(settings.tiling, height, width, image_size=model.image_size, overlap=settings.overlap)
     return RunPlan(
         shape=shape,
         image_size=model.image_size,
-        tiles=tiles,
+        grid=grid,
         windows=(Span(0, depth),),
         slab=slab,
         slabs=len(cut(Span(0, depth), slab)),
         stages=(_stage(1, settings.stage1_prompt, shape, settings, model),
                 _stage(2, settings.stage2_prompt, shape, settings, model)),
-        squeezed=max(height, width) / model.image_size,
+        squeezed=max(max(tile.height, tile.width) for tile in grid.tiles) / model.image_size,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Made from the volume, and for stage 2 from what stage 1 has stored, in whatever 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from etsam_zarr.ledger import Ledger
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.prompts import fixed_prompt
 from etsam_zarr.runstore import RunStore, Stage
-from etsam_zarr.scores import ScoreView
+from etsam_zarr.scores import stage_scores
+from etsam_zarr.tiling import Tile, padded
 from etsam_zarr.volume import Volume
 
 Plane = npt.NDArray[np.float32]
@@ -62,52 +63,55 @@ def stage_inputs(
     SettingsError
         The normalisation leaves nothing of a volume with these limits.
     """
-    source = _Source(volume, store, settings, limits)
-    planes = source.normalized_planes if stage == 1 else source.fused_planes(bounds_of_stage1(ledger, plan))
+    source = _Source(plan.tiles[tile], volume, store, settings, limits)
+    planes = source.normalized_planes if stage == 1 else source.fused_planes(bounds_of_stage1(ledger, plan, tile))
     method, prompted = plan.stages[stage - 1].prompt, plan.stages[stage - 1].prompted
     prompt = source.stage1_prompt if method == "stage1_partial" else source.fixed_prompt(method)
-    _, height, width = store.shape
-    return StageInputs(height, width, planes, prompted, prompt)
+    return StageInputs(plan.tiles[tile].height, plan.tiles[tile].width, planes, prompted, prompt)
 
 
-def bounds_of_stage1(ledger: Ledger, plan: RunPlan) -> LogitBounds:
-    """Return the bounds of stage 1's logits over the whole volume; stage 1 must be finished."""
+def bounds_of_stage1(ledger: Ledger, plan: RunPlan, tile: int) -> LogitBounds:
+    """Return the bounds of stage 1's logits that stage 2 of a tile is scaled with; stage 1 must be finished.
+
+    They are those of all tiles over the whole volume (blending, an average, cannot leave them), so that the order of
+    tiles does not matter and no further pass is needed; in quadrants they are the quadrant's own, as in ETSAM.
+    """
     bounds = LogitBounds()
-    for tile in plan.tiles:
-        for slab in ledger.slabs(1, tile.index):
+    for other in plan.tiles[tile : tile + 1] if plan.grid.independent else plan.tiles:
+        for slab in ledger.slabs(1, other.index):
             bounds = bounds.union(LogitBounds(slab.minimum, slab.maximum))
     return bounds
 
 
 class _Source:
-    """Volume and stage 1's scores, and what is made of them slice by slice."""
+    """A tile of the volume and of stage 1's blended scores, and what is made of them slice by slice."""
 
-    def __init__(self, volume: Volume, store: RunStore, settings: Settings, limits: IntensityRange) -> None:
-        self._volume, self._store, self._settings = volume, store, settings
+    def __init__(
+        self, tile: Tile, volume: Volume, store: RunStore, settings: Settings, limits: IntensityRange
+    ) -> None:  # fmt: skip
+        self._tile, self._volume, self._store, self._settings = tile, volume, store, settings
         self._normalize = normalizer(settings.normalize_method, limits)
 
-    def normalized_planes(self, span: Span) -> Iterable[Plane]:
-        return (self._normalize(plane) for plane in self._volume.read(span))
+    def normalized_planes(self, span: Span) -> Iterator[Plane]:
+        return (padded(plane, self._tile) for plane in self._normalized(span))
 
     def fused_planes(self, bounds: LogitBounds) -> ReadPlanes:
-        scores = self._stage1_scores()
+        scores, tile = stage_scores(self._store, 1), self._tile
 
         def planes(span: Span) -> Iterator[Plane]:
-            for plane, logits in zip(self.normalized_planes(span), scores.planes(span), strict=True):
-                yield fuse(plane, logits, bounds)
+            for plane, logits in zip(self._normalized(span), scores.planes(span, tile.y, tile.x), strict=True):
+                yield padded(fuse(plane, logits, bounds), tile)
 
         return planes
 
     def fixed_prompt(self, method: Any) -> Callable[[int], Mask]:  # noqa: ANN401 - a PromptMethod, planned as text
-        _, height, width = self._store.shape
-        mask = fixed_prompt(method, height, width, self._settings.grid_interval)
+        mask = fixed_prompt(method, self._tile.height, self._tile.width, self._settings.grid_interval)
         return lambda z: mask
 
     def stage1_prompt(self, z: int) -> Mask:
         """Stage 1's mask of a slice, as ETSAM made it."""
-        scores = self._stage1_scores().read(Span(z, z + 1))[0]
-        mask: Mask = scores > self._settings.stage1_logit_threshold
-        return mask
+        scores = stage_scores(self._store, 1).read(Span(z, z + 1), self._tile.y, self._tile.x)[0]
+        return padded(scores > self._settings.stage1_logit_threshold, self._tile)
 
-    def _stage1_scores(self) -> ScoreView:
-        return ScoreView(self._store.stage(1), self._store.shape)
+    def _normalized(self, span: Span) -> Iterator[Plane]:
+        return (self._normalize(plane) for plane in self._volume.read(span, self._tile.y, self._tile.x))

@@ -17,7 +17,8 @@ def test_profiles_are_those_of_the_two_published_versions() -> None:
         "stage1_prompt": "grid_zero",
         "grid_interval": 50,
         "prompted_slices": "etsam",
-        "tiling": "whole",
+        "tiling": "auto",
+        "overlap": 0.125,
     }
     v1 = Settings(
         **common, stage2_prompt="stage1_partial", stage1_logit_threshold=0.0, logit_threshold=-0.5, sever_bridges=False
@@ -52,7 +53,9 @@ def test_etsams_own_name_of_a_prompt_is_understood() -> None:
         ({"stage2_prompt": "dots"}, "--stage2-prompt is 'dots'.*zero, grid, grid_zero, stage1_partial"),
         ({"normalize_method": "max"}, "--normalize-method is 'max'"),
         ({"prompted_slices": "both"}, "--prompted-slices is 'both'.*etsam, predict"),
-        ({"tiling": "mosaic"}, "--tiling is 'mosaic'"),
+        ({"tiling": "mosaic"}, "--tiling is 'mosaic'.*auto, whole, tiles, quadrants"),
+        ({"overlap": -0.1}, "--overlap is -0.1.*at least 0"),
+        ({"overlap": float("nan")}, "--overlap is nan"),
         ({"grid_interval": 0}, "interval is 0.*at least 1.*--grid-interval"),
     ],
 )
@@ -66,6 +69,19 @@ def test_stored_logits_depend_on_neither_final_threshold_nor_post_processing() -
     changed = Settings(logit_threshold=3.0, sever_bridges=True)
     assert v1.of_logits() == changed.of_logits()
     assert v1.of_logits() != Settings(grid_interval=10).of_logits()
+
+
+def test_quadrants_have_the_fine_grid_of_etsams_split_processing_unless_another_is_given() -> None:
+    assert resolve_settings(tiling="quadrants").grid_interval == 10
+    assert resolve_settings("etsam-v2", tiling="quadrants", grid_interval=50).grid_interval == 50
+    assert resolve_settings(tiling="tiles").grid_interval == 50
+
+
+def test_the_overlap_matters_only_where_tiles_overlap() -> None:
+    assert Settings(tiling="tiles", overlap=0.25).of_logits() != Settings(tiling="tiles").of_logits()
+    for tiling in ("whole", "quadrants"):
+        one, other = Settings(tiling=tiling), Settings(tiling=tiling, overlap=0.25)  # type: ignore[arg-type]
+        assert one.of_logits() == other.of_logits()
 
 
 def test_the_threshold_of_stage_1_matters_only_where_its_mask_prompts_stage_2() -> None:

@@ -141,7 +141,7 @@ def test_odd_shapes_equal_etsam(
     voxels = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     with mrcfile.new(tmp_path / "odd.mrc") as mrc:
         mrc.set_data(voxels)
-    settings = resolve_settings(grid_interval=3)
+    settings = resolve_settings(grid_interval=3, tiling="whole")
     expected = in_memory(predictors, voxels, settings)
     summary = stream(tmp_path / "odd.mrc", tmp_path / "run.etsam.zarr", spec, settings)
     np.testing.assert_array_equal(final_scores(summary.store, 1).read(Span(0, shape[0])), expected[0])

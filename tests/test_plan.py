@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,8 +65,24 @@ def test_slabs_cover_the_depth_and_default_ones_are_small(shape: Shape3, voxel_b
         assert plan.slab == slab
 
 
-def test_a_slice_larger_than_the_image_is_squeezed() -> None:
-    assert _plan((10, 1024, 4096)).squeezed == 4
+def test_a_slice_larger_than_the_image_is_cut_into_tiles_and_squeezed_only_where_asked_for() -> None:
+    plan = _plan((10, 1024, 4096))
+    assert plan.squeezed == 1
+    assert [(str(tile.y), str(tile.x)) for tile in plan.tiles] == [
+        ("0:1024", "0:1024"), ("0:1024", "768:1792"), ("0:1024", "1536:2560"), ("0:1024", "2304:3328"),
+        ("0:1024", "3072:4096"),
+    ]  # fmt: skip
+    assert _plan((10, 1024, 4096), dataclasses.replace(V1, tiling="whole")).squeezed == 4
+
+
+def test_the_settings_of_a_plan_say_what_auto_became_and_the_overlap_in_voxels() -> None:
+    small, large = (_plan((10, size, size)).settled(V1) for size in (1024, 1025))
+    assert (small.tiling, large.tiling) == ("whole", "tiles")
+    assert "overlap" not in small.of_logits()
+    assert large.of_logits()["overlap"] == 128
+    # Whoever gives what auto became goes on with the same run.
+    given = dataclasses.replace(V1, tiling="tiles", overlap=128)
+    assert _plan((10, 1025, 1025), given).settled(given).of_logits() == large.of_logits()
 
 
 @pytest.mark.parametrize("slab", [0, -3])

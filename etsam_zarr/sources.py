@@ -9,6 +9,8 @@ from zarr.storage import LocalStore
 
 from etsam_zarr.errors import InputError, InputNotFoundError, SettingsError
 from etsam_zarr.mrc import MrcVolume
+from etsam_zarr.remote import RemoteOptions, open_remote
+from etsam_zarr.remote_address import RemoteAddress, is_remote
 from etsam_zarr.volume import Volume
 from etsam_zarr.zarr_volume import ZarrSource, open_zarr_volume
 
@@ -28,22 +30,32 @@ _OTHER_KINDS = {
 }
 
 
-def open_volume(uri: str | Path, *, level: int = 0, voxel_size: tuple[float, float, float] | None = None) -> Volume:
+def open_volume(
+    uri: str | Path,
+    *,
+    level: int = 0,
+    voxel_size: tuple[float, float, float] | None = None,
+    remote: RemoteOptions | None = None,
+) -> Volume:
     """Open an MRC file, an OME-Zarr image (0.4, 0.5) or a bare Zarr array without reading its voxels.
 
     Parameters
     ----------
     uri
-        Path of the file or folder.
+        Path of the file or folder, or an address: ``https://``, ``http://`` or ``s3://`` (Zarr only).
     level
         Which level of an OME-Zarr image, 0 being the finest.
     voxel_size
         Edge lengths of a voxel in angstrom, z, y, x, that replace what is stored.
+    remote
+        How to open an address.
 
     Raises
     ------
     InputNotFoundError
         There is nothing at the path.
+    RemoteError
+        What lies at the address cannot be reached.
     InputError
         What is there cannot be read as a volume; the message says why and what to do.
     SettingsError
@@ -53,12 +65,9 @@ def open_volume(uri: str | Path, *, level: int = 0, voxel_size: tuple[float, flo
         raise SettingsError(f"A voxel size of {voxel_size} A is out of range: each edge must be above 0.")
     if level < 0:
         raise SettingsError(f"Level {level} is out of range: the finest level is 0.")
-    scheme, separator, _ = str(uri).partition("://")
-    if separator and scheme != "file":
-        raise InputError(
-            f"{uri} lies at a remote address ({scheme}://), and remote volumes are not supported yet. "
-            "Download it and give the local path."
-        )
+    if is_remote(str(uri)):
+        address = RemoteAddress.parse(str(uri))
+        return open_remote(address, base_name(address.path), level=level, voxel_size=voxel_size, options=remote)
     path = Path(str(uri).removeprefix("file://")).expanduser()
     try:
         exists = path.exists()

@@ -20,7 +20,7 @@ from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from etsam_zarr.errors import InputError
+from etsam_zarr.errors import InputError, NoZarrError, RemoteError
 from etsam_zarr.geometry import Shape3, Span, aligned, box_within, cut
 from etsam_zarr.ome_metadata import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
 from etsam_zarr.volume import Array, Volume, VolumeInfo
@@ -89,6 +89,8 @@ class ZarrVolume(Volume):
             index[dimension] = span.as_slice()
         try:
             values = np.asarray(self._array[tuple(index)])
+        except RemoteError:
+            raise
         except _DECODING_ERRORS as error:
             where = " x ".join(f"{axis} {span}" for axis, span in zip("zyx", box, strict=True))
             raise InputError(
@@ -203,8 +205,10 @@ def open_zarr_volume(source: ZarrSource, *, cache_bytes: int = DEFAULT_CACHE_BYT
 def _open_node(source: ZarrSource) -> zarr.Array[Any] | zarr.Group:
     try:
         return zarr.open(source.store, mode="r")
+    except RemoteError:
+        raise
     except FileNotFoundError as error:
-        raise InputError(
+        raise NoZarrError(
             f"{source.uri} is a folder but no Zarr: it holds no .zgroup, .zarray or zarr.json. Give the "
             "folder whose name usually ends in .zarr, or an MRC file."
         ) from error
@@ -225,6 +229,8 @@ def _level_array(group: zarr.Group, multiscale: Multiscale, source: ZarrSource) 
     path = multiscale.levels[source.level].path
     try:
         array = group[path]
+    except RemoteError:
+        raise
     except (*_DECODING_ERRORS, KeyError, TypeError) as error:
         raise InputError(
             f"{source.uri} names the array {path!r} for level {source.level}, but it is missing or cannot "

@@ -78,12 +78,6 @@ def test_a_path_that_cannot_even_be_asked_for() -> None:
         open_volume("x" * 5000)
 
 
-@pytest.mark.parametrize("uri", ["https://a.org/tomo.zarr", "s3://bucket/tomo.zarr"])
-def test_remote_addresses_are_refused_for_now(uri: str) -> None:
-    with pytest.raises(InputError, match="remote volumes are not supported yet"):
-        open_volume(uri)
-
-
 def test_levels_are_for_ome_zarr(tmp_path: Path) -> None:
     path = write_raw_mrc(tmp_path / "a.mrc", voxels_of("int16"))
     with pytest.raises(InputError, match="only level 0, not 1"):

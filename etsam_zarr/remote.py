@@ -1,0 +1,206 @@
+"""Opens volumes that lie on web servers and in object stores."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, cast
+
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import ObjectStore
+
+from etsam_zarr.errors import NoZarrError, RemoteError, SettingsError
+from etsam_zarr.http_store import HttpStore
+from etsam_zarr.remote_address import RemoteAddress
+from etsam_zarr.remote_store import RemoteStore, RetryPolicy
+from etsam_zarr.zarr_volume import ZarrSource, ZarrVolume, open_zarr_volume
+
+# Readable by everyone, and the credentials that somebody has for something else would be refused.
+PUBLIC_BUCKETS = {"cryoet-data-portal-public": "us-west-2"}
+
+# No limit for a whole chunk, which may be large and the line slow; only for silence.
+_CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h", "user_agent": "etsam-zarr"}
+
+
+@dataclass(frozen=True)
+class RemoteOptions:
+    """How remote addresses are opened; of no concern for local ones."""
+
+    s3_endpoint: str | None = None
+    """Address of an S3 service that is not Amazon's."""
+    s3_profile: str | None = None
+    """Name of a profile in ``~/.aws``."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+def open_store(address: RemoteAddress, options: RemoteOptions | None = None) -> RemoteStore:
+    """Return a store of what lies at an address; nothing is requested yet.
+
+    Raises
+    ------
+    SettingsError
+        The endpoint or profile cannot be used.
+    """
+    options = options or RemoteOptions()
+    below = _s3(address, options) if address.scheme == "s3" else HttpStore(address)
+    return RemoteStore(below, address.shown, retry=options.retry)
+
+
+def open_remote(
+    address: RemoteAddress,
+    name: str,
+    *,
+    level: int = 0,
+    voxel_size: tuple[float, float, float] | None = None,
+    options: RemoteOptions | None = None,
+) -> ZarrVolume:
+    """Open the OME-Zarr image or bare array at an address; only metadata is read.
+
+    Raises
+    ------
+    RemoteError
+        It cannot be reached.
+    InputError
+        There is no volume.
+    SettingsError
+        An option cannot be used.
+    """
+    store = open_store(address, options)
+    try:
+        return open_zarr_volume(ZarrSource(store, address.shown, name, level, voxel_size))
+    except NoZarrError:
+        raise NoZarrError(_explain_absence(store, address)) from None
+
+
+def _explain_absence(store: RemoteStore, address: RemoteAddress) -> str:
+    """Say why no Zarr was found at an address, by looking at what is there."""
+    if store.forbidden:
+        credentials = (
+            "Give credentials with --s3-profile or by the usual variables (AWS_ACCESS_KEY_ID and others)"
+            if address.scheme == "s3"
+            else "Check the path; if it is private, give an address that carries the access (user:password@, signed)"
+        )
+        return (
+            f"{address.shown} cannot be opened: the server answers 403 (forbidden) for every Zarr metadata file, so it "
+            f"is private, or there is no Zarr at this path. {credentials}."
+        )
+    start = _first_bytes(address, store)
+    if start is None:
+        return (
+            f"There is no Zarr at {address.shown}: none of zarr.json, .zgroup and .zarray is there. Check the path; it "
+            "is usually that of a folder whose name ends in .zarr."
+        )
+    kind = "a web page" if start.lstrip()[:1] == b"<" else "a single file"
+    mrc = address.path.lower().endswith((".mrc", ".rec", ".map"))
+    remedy = (
+        "MRC files cannot be read chunk by chunk over a network: download it, or give the OME-Zarr beside it"
+        if mrc
+        else "Give the address of a Zarr folder"
+    )
+    return f"{address.shown} is {kind}, not a Zarr. {remedy}."
+
+
+def _first_bytes(address: RemoteAddress, store: RemoteStore) -> bytes | None:
+    """Return the first bytes of what lies at the very address; None if there is nothing."""
+    try:
+        found = sync(store.get("", default_buffer_prototype(), RangeByteRequest(0, 256)))
+    except RemoteError:
+        return None
+    return None if found is None else found.to_bytes()
+
+
+def _s3(address: RemoteAddress, options: RemoteOptions) -> Store:
+    from obstore.store import S3Store
+
+    config: dict[str, Any] = {"bucket": address.place}
+    endpoint = options.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint is not None:
+        if not endpoint.startswith(("https://", "http://")):
+            raise SettingsError(f"--s3-endpoint is {endpoint!r}; give an address that begins with https:// or http://.")
+        config["endpoint"] = endpoint
+    public = endpoint is None and address.place in PUBLIC_BUCKETS and options.s3_profile is None
+    credentials = None if public else _credentials(options.s3_profile)
+    if credentials is None:
+        config["skip_signature"] = True
+    config["region"] = _region(address.place, endpoint, credentials)
+    client = {**_CLIENT, "allow_http": bool(endpoint and endpoint.startswith("http://"))}
+    store = S3Store(
+        prefix=address.path or None,
+        config=cast("Any", config),
+        client_options=cast("Any", client),
+        retry_config={"max_retries": 0},
+        credential_provider=cast("Any", credentials),
+    )
+    return ObjectStore(store, read_only=True)
+
+
+class _Frozen(Protocol):
+    access_key: str
+    secret_key: str
+    token: str | None
+
+
+class _Credentials:
+    """What botocore finds in the usual places (variables, ~/.aws, roles), as obstore asks for it."""
+
+    def __init__(self, session: Any, found: Any) -> None:  # noqa: ANN401 - botocore has no types
+        self._found = found
+        self.region: str | None = session.get_config_variable("region")
+
+    def __call__(self) -> dict[str, Any]:
+        frozen: _Frozen = self._found.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            # botocore renews short-lived ones itself, when it is asked again.
+            "expires_at": datetime.now(UTC) + timedelta(minutes=10),
+        }
+
+
+def _credentials(profile: str | None) -> _Credentials | None:
+    """Return the user's credentials; None if there are none, which is how public buckets are read."""
+    import botocore.exceptions
+    import botocore.session
+
+    try:
+        session = botocore.session.Session(profile=profile)
+        found = session.get_credentials()
+    except botocore.exceptions.ProfileNotFound:
+        raise SettingsError(
+            f"--s3-profile is {profile!r}, and there is no such profile in ~/.aws/config or ~/.aws/credentials. Choose "
+            "another, or leave it out to read a public bucket."
+        ) from None
+    except botocore.exceptions.BotoCoreError as error:
+        raise SettingsError(
+            f"The credentials for S3 cannot be had ({type(error).__name__}). Check ~/.aws and the AWS_ variables."
+        ) from None
+    if found is None:
+        return None
+    return _Credentials(session, found)
+
+
+def _region(bucket: str, endpoint: str | None, credentials: _Credentials | None) -> str:
+    """Return the region of a bucket: as set by the user, or as Amazon says, which it does even for private ones."""
+    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if named:
+        return named
+    if endpoint is not None:
+        return (credentials and credentials.region) or "us-east-1"
+    if bucket in PUBLIC_BUCKETS:
+        return PUBLIC_BUCKETS[bucket]
+    import requests
+
+    try:
+        answer = requests.head(f"https://s3.amazonaws.com/{bucket}", timeout=10, allow_redirects=False)
+    except requests.RequestException as error:
+        raise RemoteError(
+            f"Amazon S3 cannot be reached to ask where the bucket {bucket} lies ({type(error).__name__}). Check your "
+            "network, set AWS_REGION, or give --s3-endpoint for another service."
+        ) from None
+    if answer.status_code == 404:
+        raise RemoteError(f"There is no bucket {bucket} at Amazon S3. Check its name, or give --s3-endpoint.")
+    return answer.headers.get("x-amz-bucket-region", "us-east-1")

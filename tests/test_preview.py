@@ -72,6 +72,26 @@ def test_membranes_are_outlined_not_filled(tmp_path: Path) -> None:
     assert not orange[:28].any()
 
 
+def test_truth_is_tinted_beneath_the_outline(tmp_path: Path) -> None:
+    mask, truth = np.zeros((2, 40, 100, 200), np.uint8)
+    mask[:, 30:70, 80:120] = 1
+    truth[:, 30:70, 100:140] = 1
+    settings = PreviewSettings(slices=1, columns=1, panel=200)
+    paths = [write_pyramid(tmp_path / name, voxels) for name, voxels in (("t", ramp()), ("m", mask), ("u", truth))]
+    with open_volume(paths[0]) as volume, open_volume(paths[1]) as outlined, open_volume(paths[2]) as tinted:
+        plain, sheet = (
+            np.asarray(contact_sheet(volume, outlined, truth=shown, settings=settings))[TITLE + MARGIN :][:100].astype(
+                int
+            )
+            for shown in (None, tinted)
+        )
+    bluer = (sheet[..., 2] - sheet[..., 0]) - (plain[..., 2] - plain[..., 0]) > 30
+    inside = bluer[30:70, MARGIN + 100 : MARGIN + 140]
+    assert inside.sum() == inside.size - np.count_nonzero((sheet[30:70, MARGIN + 100 : MARGIN + 140] == ORANGE).all(2))
+    assert bluer.sum() == inside.sum()
+    assert (sheet[30:70, MARGIN + 119] == ORANGE).all(), "the outline is on top"
+
+
 def test_one_voxel_membranes_survive_shrinking(tmp_path: Path) -> None:
     mask = np.zeros((4, 400, 400), np.uint8)
     mask[:, :, 201] = 1

@@ -1,15 +1,20 @@
 """A run that is stopped anywhere goes on and ends with exactly what an undisturbed run ends with.
 
 Compared: every array of the store, to the last bit (logits, object scores and pointers, masks, pyramid levels).
+Three sets of settings with the untrained model on noise, and the bundled model with its own on a phantom.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ import pytest
 import torch
 import zarr
 
+from etsam_zarr.bundled import BUNDLED_SETTINGS
 from etsam_zarr.config import Settings, resolve_settings
 from etsam_zarr.events import Advanced, Event, Notice, OnEvent, Started, ignore
 from etsam_zarr.modelspec import ModelSpec, choose_model
@@ -34,7 +40,13 @@ SETTINGS = {
     "etsam-v1": resolve_settings("etsam-v1", grid_interval=5),
     "etsam-v2": resolve_settings("etsam-v2"),
     "predicted": resolve_settings("etsam-v1", grid_interval=5, prompted_slices="predict"),
+    "bundled": resolve_settings(model_settings=BUNDLED_SETTINGS, grid_interval=5),
 }
+CASES = [
+    *itertools.product(["etsam-v1", "etsam-v2", "predicted"], [1, 2], BOUNDARIES),
+    ("bundled", 1, 8),
+    ("bundled", 2, 4),
+]
 
 
 class Stop(Exception):
@@ -55,15 +67,39 @@ def volume_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is run."""
+
+    spec: ModelSpec
+    volume: Path
+    settings: Settings
+
+
+@pytest.fixture(scope="module")
+def case_of(request: pytest.FixtureRequest) -> Callable[[str], Case]:
+    """Model, volume and settings by the name of the settings."""
+
+    def case(name: str) -> Case:
+        model, volume = ("bundled_model", "small_phantom") if name == "bundled" else ("spec", "volume_path")
+        return Case(request.getfixturevalue(model), request.getfixturevalue(volume), SETTINGS[name])
+
+    return case
+
+
 @pytest.fixture(scope="module")
 def undisturbed(
-    spec: ModelSpec, volume_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
+    case_of: Callable[[str], Case], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """All arrays of an undisturbed run, by the name of its settings."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    contents = {}
-    for name, settings in SETTINGS.items():
-        stream(volume_path, folder / f"{name}.etsam.zarr", spec, settings)
-        contents[name] = arrays_of(folder / f"{name}.etsam.zarr")
+
+    @functools.cache
+    def contents(name: str) -> dict[str, Any]:
+        case, store = case_of(name), folder / f"{name}.etsam.zarr"
+        stream(case.volume, store, case.spec, case.settings)
+        return arrays_of(store)
+
     return contents
 
 
@@ -103,16 +139,14 @@ def stop_after(stage: int, slices: int) -> OnEvent:
     return listen
 
 
-@pytest.mark.parametrize("name", list(SETTINGS))
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize(("name", "stage", "boundary"), CASES)
 def test_stopped_at_a_slab_boundary(
-    boundary: int, stage: int, name: str, spec: ModelSpec, volume_path: Path, tmp_path: Path,
-    undisturbed: dict[str, dict[str, Any]],
+    name: str, stage: int, boundary: int, case_of: Callable[[str], Case], tmp_path: Path,
+    undisturbed: Callable[[str], dict[str, Any]],
 ) -> None:  # fmt: skip
-    store = tmp_path / "run.etsam.zarr"
+    case, store = case_of(name), tmp_path / "run.etsam.zarr"
     with pytest.raises(Stop):
-        stream(volume_path, store, spec, SETTINGS[name], on_event=stop_after(stage, boundary + 1))
+        stream(case.volume, store, case.spec, case.settings, on_event=stop_after(stage, boundary + 1))
     begun: dict[str, int] = {}
 
     def listen(event: Event) -> None:
@@ -120,25 +154,25 @@ def test_stopped_at_a_slab_boundary(
             begun[event.name] = event.done
         assert not (isinstance(event, Notice) and event.warning), event.message
 
-    stream(volume_path, store, spec, SETTINGS[name], on_event=listen)
+    stream(case.volume, store, case.spec, case.settings, on_event=listen)
     # The finished slabs were not computed again.
     assert begun[f"stage {stage}"] == boundary
-    assert_same(arrays_of(store), undisturbed[name])
+    assert_same(arrays_of(store), undisturbed(name))
 
 
 def test_another_slab_goes_on(
-    spec: ModelSpec, volume_path: Path, tmp_path: Path, undisturbed: dict[str, dict[str, Any]]
+    spec: ModelSpec, volume_path: Path, tmp_path: Path, undisturbed: Callable[[str], dict[str, Any]]
 ) -> None:
     store = tmp_path / "run.etsam.zarr"
     with pytest.raises(Stop):
         stream(volume_path, store, spec, SETTINGS["etsam-v1"], on_event=stop_after(1, 6), slab=3)
     stream(volume_path, store, spec, SETTINGS["etsam-v1"], slab=100)
-    assert_same(arrays_of(store), undisturbed["etsam-v1"])
+    assert_same(arrays_of(store), undisturbed("etsam-v1"))
 
 
 @pytest.mark.parametrize("damage", ["logits", "state", "conditioning"])
 def test_damage_is_noticed_and_computed_again(
-    damage: str, spec: ModelSpec, volume_path: Path, tmp_path: Path, undisturbed: dict[str, dict[str, Any]]
+    damage: str, spec: ModelSpec, volume_path: Path, tmp_path: Path, undisturbed: Callable[[str], dict[str, Any]]
 ) -> None:
     store = tmp_path / "run.etsam.zarr"
     with pytest.raises(Stop):
@@ -159,7 +193,7 @@ def test_damage_is_noticed_and_computed_again(
     )  # fmt: skip
     assert len(warnings) == 1
     assert "computed again" in warnings[0]
-    assert_same(arrays_of(store), undisturbed["etsam-v2"])
+    assert_same(arrays_of(store), undisturbed("etsam-v2"))
 
 
 def command(volume: Path, store: Path) -> list[str]:

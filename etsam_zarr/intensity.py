@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +27,21 @@ class IntensityRange:
 
     minimum: float
     maximum: float
-    low: float
-    """The 0.1 percentile, estimated from a regular lattice of voxels."""
-    high: float
+    low: float = math.nan
+    """The 0.1 percentile, estimated from a regular lattice of voxels; NaN where it was not asked for."""
+    high: float = math.nan
     """The 99.9 percentile, likewise."""
 
 
 class IntensityMeter:
     """Measures an :class:`IntensityRange` while a volume passes by in slabs, in any order.
+
+    Parameters
+    ----------
+    shape
+        Of the volume, z, y, x.
+    percentiles
+        Whether to estimate the percentiles as well.
 
     Raises
     ------
@@ -41,7 +49,8 @@ class IntensityMeter:
         From ``add``: a voxel is NaN or infinite. From ``result``: all voxels are equal.
     """
 
-    def __init__(self, shape: Shape3) -> None:
+    def __init__(self, shape: Shape3, *, percentiles: bool = True) -> None:
+        self._percentiles = percentiles
         self._minimum = np.float32(np.inf)
         self._maximum = np.float32(-np.inf)
         self._samples: list[Image] = []
@@ -58,7 +67,7 @@ class IntensityMeter:
                 self._refuse_unfinite(z + offset, values)
             self._minimum = min(self._minimum, low)
             self._maximum = max(self._maximum, high)
-            if (z + offset) % self._stride == 0:
+            if self._percentiles and (z + offset) % self._stride == 0:
                 self._samples.append(values[:: self._stride, :: self._stride].ravel().copy())
 
     def result(self) -> IntensityRange:
@@ -68,6 +77,8 @@ class IntensityMeter:
                 f"All voxels of the volume have the same value, {self._minimum:g}: there is nothing to segment. "
                 "Check that the reconstruction was written completely and that this is the right file."
             )
+        if not self._percentiles:
+            return IntensityRange(float(self._minimum), float(self._maximum))
         low, high = np.percentile(np.concatenate(self._samples), PERCENTILES)
         return IntensityRange(float(self._minimum), float(self._maximum), float(low), float(high))
 

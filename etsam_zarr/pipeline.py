@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -81,12 +82,13 @@ def run(volume: Volume, destination: Path, request: RunRequest, *, on_event: OnE
     """
     begun = time.monotonic()
     store = _open_or_create(volume, destination, request)
-    with store.locked():
+    with store.locked(), ThreadPoolExecutor(1, "overview") as background:
         ledger = Ledger(store.path / "ledger")
         _take_over_voxel_size(volume, store, ledger, on_event)
-        limits = _measure(volume, store, ledger, request, on_event)
+        limits, overview = _measure(volume, store, ledger, request, background, on_event)
         stages = _Stages(volume, store, ledger, request, limits, on_event)
         model_seconds = stages.run()
+        overview.result()
         voxels = _finish_mask(store, ledger, request, on_event)
     return RunSummary(
         store=store,
@@ -183,14 +185,22 @@ def _angstrom(size: tuple[float, float, float] | None) -> str:
     return "unknown" if size is None else "{:g} x {:g} x {:g} A (z y x)".format(*size)
 
 
-def _measure(volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, on_event: OnEvent) -> IntensityRange:
-    """Measure the intensities and fill the overview, unless the ledger knows them."""
+def _measure(
+    volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, background: Executor, on_event: OnEvent
+) -> tuple[IntensityRange, Future[None]]:
+    """Measure the intensities and fill the overview, unless the ledger knows them.
+
+    The overview is made in the ``background``, beside the stages, which do not need it; the future says when it is
+    stored and noted. A run that is killed before that makes this pass again.
+    """
     known = ledger.finished("intensity")
     if known is not None:
-        return IntensityRange(**known["limits"])
+        done: Future[None] = Future()
+        done.set_result(None)
+        return IntensityRange(**known["limits"]), done
     begun = time.monotonic()
     info = volume.info
-    meter = IntensityMeter(info.shape)
+    meter = IntensityMeter(info.shape, percentiles=request.settings.normalize_method == "percentile")
     root = zarr.open_group(store.path, mode="r+")
     for level in range(len(pyramid_shapes(info.shape))):
         shutil.rmtree(store.path / str(level), ignore_errors=True)  # of an interrupted pass
@@ -199,17 +209,25 @@ def _measure(volume: Volume, store: RunStore, ledger: Ledger, request: RunReques
         version=store.record["ome_zarr"], name=info.name,
     )  # fmt: skip
     on_event(Started("intensity", total=info.shape[0]))
+    added: Future[None] | None = None
     for span in cut(Span(0, info.shape[0]), request.plan.slab):
         slab = volume.read(span)
+        if added is not None:
+            added.result()  # so that one slab waits at most
+        added = background.submit(overview.add, slab)
         meter.add(span.start, slab)
-        overview.add(slab)
         on_event(Advanced("intensity", span.size))
     limits = meter.result()
-    overview.finish()
     seconds = time.monotonic() - begun
-    ledger.finish("intensity", {"limits": asdict(limits), "seconds": seconds})
+
+    def finish() -> None:
+        if added is not None:
+            added.result()
+        overview.finish()
+        ledger.finish("intensity", {"limits": asdict(limits), "seconds": seconds})
+
     on_event(Finished("intensity", seconds))
-    return limits
+    return limits, background.submit(finish)
 
 
 class _Stages:

@@ -8,14 +8,17 @@ import os
 # OpenMP teams that share cores spin against each other. Subprocesses of tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import portal_stub
 import pytest
 import tiny
 from etsam_zarr_cli.main import main
 
+from etsam_zarr import portal_query
 from etsam_zarr.bundled import bundled_state
 from etsam_zarr.model_config import BUNDLED_MODEL
 from etsam_zarr.modelspec import ModelSpec, choose_model
@@ -76,9 +79,9 @@ def bundled_model() -> ModelSpec:
 
 @pytest.fixture(scope="session")
 def small_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated tomogram of 16 x 256 x 256 that no model was trained on, with its truth as a label."""
+    """A simulated tomogram of 16 x 256 x 256 that no model was trained on, with its truth (5.8 %) as a label."""
     path = tmp_path_factory.mktemp("phantom") / "phantom.zarr"
-    return write_phantom(path, PhantomSettings((16, 256, 256), seed=800_001, snr=0.5))
+    return write_phantom(path, PhantomSettings((16, 256, 256), seed=800_007, snr=0.5))
 
 
 @pytest.fixture
@@ -93,3 +96,15 @@ def run_store(tmp_path: Path) -> RunStore:
     from made_run import make_run
 
     return make_run(tmp_path)
+
+
+@pytest.fixture
+def portal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[portal_stub.Stub]:
+    """A CryoET Data Portal on this machine, which this process and its children ask."""
+    with portal_stub.serving(tmp_path / "portal") as stub:
+        monkeypatch.setenv(portal_query.URL_VARIABLE, f"{stub.url}/graphql")
+        # Waiting between attempts is not what is tested.
+        monkeypatch.setattr(portal_query, "_BACKOFF", 0.0)
+        # An earlier portal may have had the same port.
+        portal_query.forget()
+        yield stub

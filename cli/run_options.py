@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from etsam_zarr_cli.portal_options import CHOICE_OPTIONS, chosen, given_choice
 from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 
 from etsam_zarr.config import PROFILES, Settings, resolve_settings
@@ -72,6 +73,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--ome-zarr", "ome_zarr", type=click.Choice(["0.4", "0.5"]), default="0.4", show_default=True,
         help="OME-Zarr version of the run store.",
     ),
+    *CHOICE_OPTIONS,
 ]  # fmt: skip
 
 
@@ -103,7 +105,8 @@ def prepare(given: dict[str, Any]) -> Prepared:
     settings = resolve_settings(
         given["profile"], model_settings=model.settings, **{name: given[name] for name in names}
     )
-    volume = open_volume(given["source"], level=given["level"], voxel_size=given["voxel_size"])
+    source = chosen(given["source"], given_choice(given))
+    volume = open_volume(source, level=given["level"], voxel_size=given["voxel_size"])
     plan = plan_run(
         volume.info.shape, settings, model.config, voxel_bytes=volume.info.dtype.itemsize, slab=given["slab"]
     )

@@ -139,6 +139,7 @@ def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> R
         "program": f"etsam-zarr {metadata.version('etsam-zarr')}",
         "versions": {name: metadata.version(name) for name in ("torch", "sam2", "numpy", "zarr")},
         "source": info.uri,
+        "portal": dict(info.portal),
         "name": info.name,
         "shape": list(info.shape),
         "voxel_size": None if info.voxel_size is None else list(info.voxel_size),

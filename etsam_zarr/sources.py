@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from pathlib import Path
 
 from zarr.storage import LocalStore
 
 from etsam_zarr.errors import InputError, InputNotFoundError, SettingsError
+from etsam_zarr.mask_union import UnionVolume
 from etsam_zarr.mrc import MrcVolume
+from etsam_zarr.portal import Found, resolve
 from etsam_zarr.remote import RemoteOptions, open_remote
 from etsam_zarr.remote_address import RemoteAddress, is_remote
 from etsam_zarr.volume import Volume
@@ -42,7 +46,8 @@ def open_volume(
     Parameters
     ----------
     uri
-        Path of the file or folder, or an address: ``https://``, ``http://`` or ``s3://`` (Zarr only).
+        Path of the file or folder, or an address: ``https://``, ``http://`` or ``s3://`` (Zarr only), or one of the
+        CryoET Data Portal (:mod:`etsam_zarr.portal_address`).
     level
         Which level of an OME-Zarr image, 0 being the finest.
     voxel_size
@@ -65,6 +70,9 @@ def open_volume(
         raise SettingsError(f"A voxel size of {voxel_size} A is out of range: each edge must be above 0.")
     if level < 0:
         raise SettingsError(f"Level {level} is out of range: the finest level is 0.")
+    meant = resolve(str(uri))
+    if meant is not None:
+        return _open_meant(meant, level=level, voxel_size=voxel_size, remote=remote)
     if is_remote(str(uri)):
         address = RemoteAddress.parse(str(uri))
         return open_remote(address, base_name(address.path), level=level, voxel_size=voxel_size, options=remote)
@@ -85,6 +93,21 @@ def open_volume(
         raise InputError(f"{path} is a single file, so it has only level 0, not {level}. Leave out --level.")
     _refuse_other_kinds(path)
     return MrcVolume(path, name=base_name(path), voxel_size=voxel_size)
+
+
+def _open_meant(
+    meant: Found, *, level: int, voxel_size: tuple[float, float, float] | None, remote: RemoteOptions | None
+) -> Volume:
+    """Open what an address of the portal means, with the portal's name and ids."""
+    with contextlib.ExitStack() as opened:
+        volumes = [
+            opened.enter_context(open_volume(place, level=level, voxel_size=voxel_size, remote=remote))
+            for place in meant.places
+        ]
+        volume = volumes[0] if len(volumes) == 1 else UnionVolume(volumes)
+        opened.pop_all()
+    volume.info = dataclasses.replace(volume.info, name=meant.name or volume.info.name, portal=tuple(meant.ids.items()))
+    return volume
 
 
 def base_name(uri: str | Path) -> str:

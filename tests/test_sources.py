@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from mrc_files import voxels_of, write_raw_mrc
+from portal_stub import Stub, run_record
 
 from etsam_zarr.errors import InputError, InputNotFoundError, SettingsError
 from etsam_zarr.geometry import Span
@@ -113,3 +114,45 @@ def test_only_the_known_suffix_is_cut_from_a_name(uri: str, name: str) -> None:
 def test_real_projection_image_is_refused(real_data: Path) -> None:
     with pytest.raises(InputError, match=r"1 section\(s\) of 720 x 512: an image"):
         open_volume(real_data / "L4_ts_03_sort_bin8_1img.mrc")
+
+
+def test_addresses_of_the_portal_are_opened_where_they_lie(portal: Stub) -> None:
+    run = run_record(8354, "TS_026", 10000)
+    voxels = np.random.default_rng(0).normal(size=(12, 20, 24)).astype(np.float32)
+    path = portal.add_tomogram(7, run, voxels, spacing=13.48)
+    mrc = f"{portal.url}/{path.removesuffix('.zarr')}.mrc"
+    for address in ("portal:8354", "portal:10000/TS_026@13.48", mrc):
+        with open_volume(address) as volume:
+            np.testing.assert_array_equal(volume.read(Span(0, 12)), voxels)
+            assert volume.info.uri == f"{portal.url}/{path}"
+            assert volume.info.name == "TS_026"
+            assert dict(volume.info.portal)["voxel_spacing"] == 13.48
+            assert volume.info.voxel_size == (13.48, 13.48, 13.48)
+    with open_volume("portal:tomogram/7", level=1) as volume:
+        np.testing.assert_array_equal(volume.read(Span(0, 6)), voxels[::2, ::2, ::2])
+
+
+def test_several_annotations_of_the_portal_are_one_mask(portal: Stub) -> None:
+    run = run_record(8354, "TS_026", 10000)
+    masks = [np.random.default_rng(seed).random((6, 8, 10)) > 0.8 for seed in (1, 2)]
+    for number, mask in enumerate(masks):
+        portal.add_mask(90 + 10 * number, 5 + number, run, mask)
+    with open_volume("portal:annotation/5,6") as volume:
+        np.testing.assert_array_equal(volume.read(Span(0, 6)), masks[0] | masks[1])
+        assert dict(volume.info.portal) == {"annotation_ids": "5,6"}
+    with open_volume("portal:annotation/6") as volume:
+        np.testing.assert_array_equal(volume.read(Span(0, 6)), masks[1])
+
+
+def test_masks_of_different_grids_are_not_one_mask(portal: Stub) -> None:
+    run = run_record(8354, "TS_026", 10000)
+    portal.add_mask(90, 5, run, np.ones((6, 8, 10), bool))
+    portal.add_mask(100, 6, run, np.ones((6, 8, 9), bool))
+    with pytest.raises(InputError, match=r"6 x 8 x 10.*6 x 8 x 9.*cannot be united"):
+        open_volume("portal:annotation/5,6")
+
+
+def test_what_the_portal_names_but_does_not_have_is_explained(portal: Stub) -> None:
+    portal.add_tomogram(7, run_record(8354, "TS_026", 10000))
+    with pytest.raises(InputError, match=r"There is no Zarr at http://127.*TS_026\.zarr"):
+        open_volume("portal:8354")

@@ -38,7 +38,11 @@ def save(name: str, measurements: list[dict[str, Any]], **settings: Any) -> Path
     )
     record = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        # Where folders lie on this machine tells nobody anything.
+        "command": " ".join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
+            + [Path(argument).name if argument.startswith("/") else argument for argument in sys.argv[1:]]
+        ),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit.stdout.strip() or None,
         "machine": {

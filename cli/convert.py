@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+from etsam_zarr_cli.portal_options import choice_options, chosen, given_choice
 from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 from etsam_zarr_cli.triples import whole_zyx
@@ -51,6 +53,7 @@ _MRC_SUFFIXES = (".mrc", ".rec", ".map")
     help="Voxel size in angstrom, one number or z,y,x; replaces the input's.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT once the new one is complete.")
+@choice_options
 def command(
     source: str,
     destination: Path,
@@ -60,6 +63,7 @@ def command(
     level: int,
     voxel_size: tuple[float, float, float] | None,
     overwrite: bool,
+    **choice: Any,  # noqa: ANN401
 ) -> None:
     """Convert the tomogram INPUT to OUTPUT: OME-Zarr with a pyramid, or MRC where OUTPUT ends in .mrc.
 
@@ -68,7 +72,7 @@ def command(
     """
     progress = Progress()
     try:
-        with open_volume(source, level=level, voxel_size=voxel_size) as volume:
+        with open_volume(chosen(source, given_choice(choice)), level=level, voxel_size=voxel_size) as volume:
             info = volume.info
             for warning in info.warnings:
                 progress(Notice(warning, warning=True))

@@ -15,6 +15,7 @@ from etsam_zarr.config import PROFILES, Settings, resolve_settings
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.modelspec import ModelSpec, choose_model
 from etsam_zarr.plan import RunPlan, plan_run
+from etsam_zarr.remote_address import is_remote
 from etsam_zarr.runstore import SUFFIX
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import Volume
@@ -121,4 +122,5 @@ def _destination(given: dict[str, Any], volume: Volume) -> Path:
         raise SettingsError("Both -o and --output-dir are given. Give one of them.")
     if output is not None:
         return output
-    return (folder or Path(volume.info.uri).parent) / f"{volume.info.name}{SUFFIX}"
+    beside = Path() if is_remote(volume.info.uri) else Path(volume.info.uri).parent
+    return (folder or beside) / f"{volume.info.name}{SUFFIX}"

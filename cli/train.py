@@ -54,6 +54,7 @@ from etsam_zarr_cli.progress import Progress
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="How many GPUs.")
 @click.option("--half", is_flag=True, help="Also store the results as float16, half the size: stage1-half.pt, ...")
+@click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard, too: stage1/tensorboard, ...")
 @click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
 def command(
     volumes: tuple[str, ...],
@@ -68,6 +69,7 @@ def command(
     device: str,
     devices: int,
     half: bool,
+    tensorboard: bool,
     resume: bool,
     **changes: object,
 ) -> None:
@@ -97,6 +99,7 @@ def command(
         resume=resume,
         accelerator=device,
         devices=devices,
+        tensorboard=tensorboard,
     )
     with contextlib.closing(Progress()) as progress:
         results = train_stages(request, on_event=progress)

@@ -47,6 +47,8 @@ class TrainRequest:
     resume: bool = False
     accelerator: str = "cpu"
     devices: int = 1
+    tensorboard: bool = False
+    """Whether to write the log of each epoch for TensorBoard, too."""
 
 
 def train_stages(request: TrainRequest, *, on_event: OnEvent = ignore) -> dict[int, Path]:
@@ -92,6 +94,7 @@ def train_stages(request: TrainRequest, *, on_event: OnEvent = ignore) -> dict[i
             initial=_initial(request, stage, settings),
             accelerator=request.accelerator,
             devices=request.devices,
+            tensorboard=request.tensorboard,
         )
         best = train(job, resume=request.resume, on_event=on_event)
         results[stage] = result = request.out / f"stage{stage}.pt"

@@ -9,7 +9,6 @@ or config file is needed (``--devices 4`` is enough).
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import io
@@ -29,6 +28,7 @@ from etsam_zarr.errors import FingerprintError, OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.training_clips import ClipSampler, clips_ahead
+from etsam_zarr.training_log import LOSSES, TrainingLog
 from etsam_zarr.training_model import ClipModel, build_clip_model
 from etsam_zarr.training_pairs import TrainingVolume
 from etsam_zarr.training_predict import evaluate
@@ -39,17 +39,6 @@ LAST = "last.pt"
 BEST = "best.pt"
 """Weights with the best validation Dice, ``{"model": state_dict}`` as ETSAM's own files."""
 LOG = "log.csv"
-_LOSSES = ("total", "bce", "focal", "dice", "iou", "object_score")
-_COLUMNS = (
-    "epoch",
-    "step",
-    *(f"loss_{name}" for name in _LOSSES),
-    "learning_rate",
-    "dice",
-    "precision",
-    "recall",
-    "seconds",
-)
 
 
 @dataclass(frozen=True)
@@ -67,6 +56,8 @@ class TrainJob:
     accelerator: str = "cpu"
     devices: int = 1
     minutes_between_checkpoints: float = 5.0
+    tensorboard: bool = False
+    """Whether to write the log for TensorBoard, too."""
 
     @property
     def fingerprint(self) -> str:
@@ -87,9 +78,8 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
 
     1. Build the model, from scratch or a checkpoint, or take over an interrupted training.
     2. For each step: draw clips (a thread does, ahead of time), add up gradients, clip them, step.
-    3. After each epoch: validate, log, keep the best weights. Every few minutes, and at the end of an
-    epoch, write
-       a checkpoint.
+    3. After each epoch: validate, log, keep the best weights. Every few minutes, and at the end of an epoch, write a
+       checkpoint.
 
     Every random choice is a function of seed and step, so that an interrupted training, resumed, ends as an
     uninterrupted one: to the last bit on CPU in float32 with the same number of threads.
@@ -126,7 +116,7 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
     wrapped, optimizer = fabric.setup(model, optimizer)
     model.train()
     sampler = ClipSampler(job.volumes, job.settings, stage=job.stage, image_size=job.config.image_size)
-    log = _Log(job.folder / LOG, progress.step)
+    log = TrainingLog(job.folder / LOG, progress.step, tensorboard=job.tensorboard)
     steps, name = job.settings.steps, f"train stage {job.stage}"
     begun = saved = time.monotonic()
     on_event(Started(name, total=steps, done=progress.step, unit="steps"))
@@ -157,6 +147,7 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
         if ended:
             averages = _Averages({}, 0)
             progress.sums, progress.steps_in_epoch = {}, 0
+    log.close()
     on_event(Finished(name, time.monotonic() - begun))
     best = job.folder / BEST
     return best if best.exists() else last
@@ -183,26 +174,6 @@ class _Averages:
 
     def mean(self, name: str) -> float | None:
         return self.sums[name] / self.steps if name in self.sums else None
-
-
-class _Log:
-    """The CSV file, one row per epoch; rows of epochs that a resumed training repeats are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        rows: list[dict[str, str]] = []
-        if path.exists() and step:
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        self._rows: list[Mapping[str, object]] = list(rows)
-
-    def add(self, row: Mapping[str, object]) -> None:
-        self._rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomically(self._path, text.getvalue().encode())
 
 
 def _fabric(job: TrainJob) -> Any:  # noqa: ANN401 - an optional dependency
@@ -282,7 +253,7 @@ def _finish_epoch(
     model: ClipModel,
     progress: _Progress,
     averages: _Averages,
-    log: _Log,
+    log: TrainingLog,
     rate: float,
     begun: float,
     on_event: OnEvent,
@@ -290,7 +261,7 @@ def _finish_epoch(
     epoch = progress.step // job.settings.steps_per_epoch
     if fabric.is_global_zero:
         row: dict[str, object] = {"epoch": epoch, "step": progress.step, "learning_rate": f"{rate:.3g}"}
-        row.update({f"loss_{name}": f"{mean:.5f}" for name in _LOSSES if (mean := averages.mean(name)) is not None})
+        row.update({f"loss_{name}": f"{mean:.5f}" for name in LOSSES if (mean := averages.mean(name)) is not None})
         said = f"Epoch {epoch}: loss {averages.mean('total'):.4f}"
         if job.validation:
             weights = {name: value.detach() for name, value in model.state_dict().items()}

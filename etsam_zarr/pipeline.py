@@ -104,6 +104,8 @@ def fingerprint(volume: Volume, request: RunRequest) -> dict[str, Any]:
     return {
         "volume": volume.digest(),
         "level": request.level,
+        # Not where there is none: stores from before there were regions go on.
+        **({} if volume.info.roi is None else {"roi": volume.info.roi}),
         "precision": request.precision,
         **fingerprint_of(request.model),
         **request.plan.settled(request.settings).of_logits(),
@@ -140,6 +142,7 @@ def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> R
         "versions": {name: metadata.version(name) for name in ("torch", "sam2", "numpy", "zarr")},
         "source": info.uri,
         "portal": dict(info.portal),
+        "roi": info.roi,
         "name": info.name,
         "shape": list(info.shape),
         "voxel_size": None if info.voxel_size is None else list(info.voxel_size),

@@ -37,6 +37,8 @@ class VolumeInfo:
     """Position of voxel (0, 0, 0) in angstrom, z, y, x."""
     warnings: tuple[str, ...] = field(default=())
     """What looked odd in the file, one sentence each, for the user to see."""
+    roi: str | None = None
+    """Which voxels of the stored volume these are, ``z0:z1,y0:y1,x0:x1``; None for all of it."""
     portal: tuple[tuple[str, int | float | str], ...] = ()
     """What the CryoET Data Portal calls it, by name: ``run_id``, ``tomogram_id`` and others; empty where it is none."""
 

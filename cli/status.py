@@ -27,9 +27,11 @@ def command(store: Path, as_json: bool) -> None:
     kind = model_kind(untrained=record["untrained"], bundled=record.get("bundled", False))
     click.echo(f"model      {record['model']}{kind}, {record['fingerprint']['precision']} on {record['device']}")
     click.echo("intensity  " + ("done" if status.measured else "not yet"))
+    tiles = status.stages[0].total // z
+    of_tiles = f" of {tiles} tiles" if tiles > 1 else ""
     for stage in status.stages:
         rate = f", {stage.slices / stage.seconds:.3g} slices/s in the model" if stage.seconds else ""
-        click.echo(f"stage {stage.stage}    {stage.slices}/{z} slices{rate}")
+        click.echo(f"stage {stage.stage}    {stage.slices}/{stage.total} slices{of_tiles}{rate}")
     if status.mask is None:
         click.echo("mask       not yet")
     else:
@@ -43,7 +45,10 @@ def _as_json(status: RunStatus) -> dict[str, Any]:
     return {
         "finished": status.finished,
         "measured": status.measured,
-        "stages": {stage.stage: {"slices": stage.slices, "seconds": stage.seconds} for stage in status.stages},
+        "stages": {
+            stage.stage: {"slices": stage.slices, "total": stage.total, "seconds": stage.seconds}
+            for stage in status.stages
+        },
         "mask": status.mask,
         "run": status.record,
     }

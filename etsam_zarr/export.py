@@ -28,6 +28,7 @@ from etsam_zarr.mrc_write import MrcPlan, write_mrc
 from etsam_zarr.pipeline import final_scores
 from etsam_zarr.results import COMPONENTS, PROCESSED, Source
 from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.status import stage_status
 from etsam_zarr.volume import Array
 
 ScoreType = Literal["uint8", "float16", "float32"]
@@ -231,11 +232,10 @@ def _has_mask(store: RunStore) -> bool:
 
 
 def _require_stage(store: RunStore, stage: Stage) -> None:
-    slabs = Ledger(store.path / "ledger").slabs(stage, 0)
-    computed = slabs[-1].stop if slabs else 0
-    if computed != store.shape[0]:
+    status = stage_status(store, stage)
+    if not status.finished:
         raise RunStoreError(
-            f"Stage {stage} of the run {store.path} has {computed} of {store.shape[0]} slices. Give its run command "
+            f"Stage {stage} of the run {store.path} has {status.slices} of {status.total} slices. Give its run command "
             "again to finish it, then export."
         )
 

@@ -13,22 +13,25 @@ from typing import Any
 import torch
 import zarr
 
-from etsam_zarr.block import StageTask, run_stage
+from etsam_zarr.block import run_block
 from etsam_zarr.config import Precision, Settings
 from etsam_zarr.errors import OutputExistsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.geometry import Span, cut, pyramid_shapes
 from etsam_zarr.intensity import IntensityMeter, IntensityRange
+from etsam_zarr.jobs import RunFacts, VolumeAddress
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.modelspec import ModelSpec, fingerprint_of
 from etsam_zarr.ome import OmeVersion
 from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
+from etsam_zarr.predictors import Predictors
 from etsam_zarr.runstore import STAGES, RunStore, Stage
-from etsam_zarr.sam import Predictor
+from etsam_zarr.schedule import next_jobs
 from etsam_zarr.scores import ScoreView, stage_scores
-from etsam_zarr.stage_inputs import bounds_of_stage1, stage_inputs
+from etsam_zarr.stage_end import StageProgress
+from etsam_zarr.stage_inputs import bounds_of_stage1
 from etsam_zarr.volume import Volume
 
 
@@ -107,9 +110,23 @@ def fingerprint(volume: Volume, request: RunRequest) -> dict[str, Any]:
         # Not where there is none: stores from before there were regions go on.
         **({} if volume.info.roi is None else {"roi": volume.info.roi}),
         "precision": request.precision,
+        **request.plan.of_windows(),
         **fingerprint_of(request.model),
         **request.plan.settled(request.settings).of_logits(),
     }
+
+
+def run_facts(volume: Volume, store: RunStore, request: RunRequest, limits: IntensityRange) -> RunFacts:
+    """Return what all jobs of a run share."""
+    return RunFacts(
+        store=store.path,
+        volume=VolumeAddress(volume.info.uri, request.level, volume.info.voxel_size),
+        model=request.model,
+        settings=request.plan.settled(request.settings),
+        plan=request.plan,
+        limits=limits,
+        precision=request.precision,
+    )
 
 
 def final_scores(store: RunStore, stage: Stage = 2) -> ScoreView:
@@ -167,6 +184,7 @@ def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> R
         tiles=len(plan.tiles),
         native_size=request.model.config.native_size,
         hidden_dim=request.model.config.hidden_dim,
+        windows=plan.windows,
         prompted={1: len(plan.stages[0].prompted) * predicted, 2: len(plan.stages[1].prompted) * predicted},
     )
 
@@ -235,28 +253,33 @@ def _measure(
 
 
 class _Stages:
-    """The two stages on one device."""
+    """The two stages on one device, job after job."""
 
     def __init__(
         self, volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, limits: IntensityRange,
         on_event: OnEvent,
     ) -> None:  # fmt: skip
         self._volume, self._store, self._ledger = volume, store, ledger
-        self._request, self._limits, self._on_event = request, limits, on_event
+        self._request, self._on_event = request, on_event
+        self._facts = run_facts(volume, store, request, limits)
+        self._predictors = Predictors()
         self.nothing_to_do = all(ledger.finished(f"stage{stage}") for stage in STAGES)
 
     def run(self) -> float:
         """Run what is missing; return the seconds spent in the model."""
         if self.nothing_to_do:
             return 0.0
-        before = self._model_seconds()
-        model = self._request.model
-        predictor = model.build(self._request.device)
         # A checkpoint that does not fit shall be found now, not when stage 1 is done.
-        model.load(predictor, 2)
-        if not self._ledger.finished("stage1"):
-            model.load(predictor, 1)
-            self._run_stage(1, predictor)
+        self._predictors.get(self._facts.model, 2, str(self._request.device))
+        seconds = 0.0
+        for stage in STAGES:
+            if not self._ledger.finished(f"stage{stage}"):
+                seconds += self._run_stage(stage)
+            if stage == 1:
+                self._say_what_is_flat()
+        return seconds
+
+    def _say_what_is_flat(self) -> None:
         plan = self._request.plan
         for bounds in {bounds_of_stage1(self._ledger, plan, tile.index) for tile in plan.tiles}:
             if bounds.flat:
@@ -264,38 +287,17 @@ class _Stages:
                     f"Stage 1 gave the same logit, {bounds.minimum:g}, everywhere (it found nothing): stage 2 sees the "
                     "tomogram alone.", warning=True,
                 ))  # fmt: skip
-        model.load(predictor, 2)
-        self._run_stage(2, predictor)
-        return self._model_seconds() - before
 
-    def _model_seconds(self) -> float:
-        tiles = self._request.plan.tiles
-        return sum(slab.seconds for stage in STAGES for tile in tiles for slab in self._ledger.slabs(stage, tile.index))
-
-    def _run_stage(self, stage: Stage, predictor: Predictor) -> None:
+    def _run_stage(self, stage: Stage) -> float:
         begun = time.monotonic()
-        plan = self._request.plan
-        done = [slabs[-1].stop for tile in plan.tiles if (slabs := self._ledger.slabs(stage, tile.index))]
-        self._on_event(Started(f"stage {stage}", total=len(plan.tiles) * plan.shape[0], done=sum(done)))
-        for tile in plan.tiles:
-            self._run_tile(stage, tile.index, predictor)
-        seconds = time.monotonic() - begun
-        self._ledger.finish(f"stage{stage}", {"seconds": seconds})
-        self._on_event(Finished(f"stage {stage}", seconds))
-
-    def _run_tile(self, stage: Stage, tile: int, predictor: Predictor) -> None:
-        plan = self._request.plan
-        inputs = stage_inputs(
-            stage, tile, volume=self._volume, store=self._store, ledger=self._ledger, settings=self._request.settings,
-            plan=plan, limits=self._limits,
-        )  # fmt: skip
-        task = StageTask(
-            stage=stage, tile=tile, height=inputs.height, width=inputs.width, read_planes=inputs.read_planes,
-            prompts=inputs.prompts, prompt_mask=inputs.prompt_mask, image_size=plan.image_size, slab=plan.slab,
-            precision=self._request.precision, keep_bounds=stage == 1,
-            predict_prompted=self._request.settings.prompted_slices == "predict",
-        )  # fmt: skip
-        run_stage(task, predictor, self._store, self._ledger, self._on_event)
+        progress = StageProgress(self._store, self._ledger, stage, self._on_event)
+        seconds = 0.0
+        while jobs := next_jobs(self._ledger, self._facts, stage, device=str(self._request.device)):
+            progress.before(jobs)
+            result = run_block(jobs[0], self._on_event, volume=self._volume, predictors=self._predictors)
+            seconds += result.seconds
+        progress.finish(time.monotonic() - begun)
+        return seconds
 
 
 @dataclass(frozen=True)

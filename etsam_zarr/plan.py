@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from etsam_zarr.config import Settings
 from etsam_zarr.errors import SettingsError
@@ -36,6 +37,24 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class Seams:
+    """How windows that are computed at once are brought to agree: parallel mode."""
+
+    context: int
+    """Slices that a window is begun early, as a better guess of what came before; they are not stored."""
+    tolerance: float
+    """Largest difference of logits, object score and pointer at which a repair counts a slice as agreeing."""
+
+    def __post_init__(self) -> None:
+        if self.context < 0:
+            raise SettingsError(f"A context of {self.context} slices is not possible; give --context 0 or more.")
+        if not 0 <= self.tolerance < float("inf"):
+            raise SettingsError(
+                f"A seam tolerance of {self.tolerance:g} is not possible; give --seam-tolerance 0 or more."
+            )
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """The work of a run."""
 
@@ -51,11 +70,24 @@ class RunPlan:
     squeezed: float
     """How many voxels one pixel of the model's image stands for along the longer axis of a tile; above 1 the tile is
     squeezed."""
+    seams: Seams | None = None
+    """What is done where windows meet; None in stream mode, which has one window."""
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
         """The tiles, in order."""
         return self.grid.tiles
+
+    def of_windows(self) -> dict[str, Any]:
+        """Return what stored logits depend on besides the settings, as JSON values by name."""
+        if self.seams is None:
+            return {"mode": "stream"}
+        return {
+            "mode": "parallel",
+            "windows": [[span.start, span.stop] for span in self.windows],
+            "context": self.seams.context,
+            "seam_tolerance": self.seams.tolerance,
+        }
 
     def settled(self, settings: Settings) -> Settings:
         """Return the settings as this volume and model make them: tiling no longer ``auto``, overlap in voxels."""

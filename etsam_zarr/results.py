@@ -14,6 +14,7 @@ from etsam_zarr.maskpass import MEMBRANES, mask_chunks
 from etsam_zarr.ome import OmeVersion, Rgba
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.sources import open_volume
+from etsam_zarr.status import stage_status
 from etsam_zarr.volume import Volume
 
 PROCESSED = "membranes_processed"
@@ -110,12 +111,11 @@ class Source:
             It is no run store, or the run is not finished.
         """
         store = self.store or RunStore.open(self.path)
-        slabs = Ledger(store.path / "ledger").slabs(2, 0)
-        done = slabs[-1].stop if slabs else 0
-        if done != store.shape[0]:
+        status = stage_status(store, 2)
+        if not status.finished:
             raise RunStoreError(
-                f"The run {self.path} is not finished: stage 2 has {done} of {store.shape[0]} slices. Give its run "
-                "command again; it goes on where it was."
+                f"The run {self.path} is not finished: stage 2 has {status.slices} of {status.total} slices. Give its "
+                "run command again; it goes on where it was."
             )
         return store
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +22,20 @@ from zarr.codecs import BloscCodec
 
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import FingerprintError, OutputExistsError, RunStoreError
-from etsam_zarr.geometry import Shape3
+from etsam_zarr.geometry import Shape3, Span
 from etsam_zarr.lease import Fence, Lease
+from etsam_zarr.ledger import Block
 
 SUFFIX = ".etsam.zarr"
-LAYOUT = 1
+LAYOUT = 2
 """Number of the layout below; a store of another one is refused."""
 
 Stage = Literal[1, 2]
 STAGES: tuple[Stage, ...] = (1, 2)
 
 LOGIT_CHUNK_DEPTH = 16
-"""Slices per stored chunk of logits; fixed, so that the store does not depend on the slab."""
+"""Slices per stored chunk of logits; fixed, so that the store does not depend on the slab. Windows begin with one."""
+_JOURNAL = "repair"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class RunStore:
     @classmethod
     def create(
         cls, path: Path, record: Mapping[str, Any], *, tiles: int, native_size: int, hidden_dim: int,
-        prompted: Mapping[Stage, int],
+        prompted: Mapping[Stage, int], windows: Sequence[Span] | None = None,
     ) -> RunStore:  # fmt: skip
         """Make a store with empty arrays; it appears at ``path`` whole or not at all.
 
@@ -71,6 +73,8 @@ class RunStore:
         tiles, native_size, hidden_dim, prompted
             Sizes of the arrays; ``prompted`` counts the prompted slices of each stage, 0 where the backward
             prediction is not asked for.
+        windows
+            The windows in which the depth is computed; None is one. With several there are arrays for repairs.
 
         Raises
         ------
@@ -89,15 +93,18 @@ class RunStore:
                 shutil.rmtree(partial)
             partial.mkdir(parents=True)
             root = zarr.create_group(partial, zarr_format=version)
+            windows = windows or (Span(0, depth),)
             for stage in STAGES:
-                group = root.create_group(f"stages/{stage}")
-                images = (tiles, depth, native_size, native_size)
-                _add(group, "logits", images, (1, LOGIT_CHUNK_DEPTH, native_size, native_size))
-                _add(group, "object_score", images[:2], (1, LOGIT_CHUNK_DEPTH))
-                _add(group, "object_pointer", (*images[:2], hidden_dim), (1, LOGIT_CHUNK_DEPTH, hidden_dim))
-                backwards = (tiles, prompted[stage], native_size, native_size)
-                _add(group, "backwards", backwards, (1, 1, native_size, native_size))
-            write_atomically(partial / "run.json", _json({"layout": LAYOUT, **record}))
+                for name in (f"stages/{stage}", f"stages/{stage}/{_JOURNAL}")[: 1 if len(windows) == 1 else 2]:
+                    group = root.create_group(name)
+                    images = (tiles, depth, native_size, native_size)
+                    _add(group, "logits", images, (1, LOGIT_CHUNK_DEPTH, native_size, native_size))
+                    _add(group, "object_score", images[:2], (1, LOGIT_CHUNK_DEPTH))
+                    _add(group, "object_pointer", (*images[:2], hidden_dim), (1, LOGIT_CHUNK_DEPTH, hidden_dim))
+                    backwards = (tiles, prompted[stage], native_size, native_size)
+                    _add(group, "backwards", backwards, (1, 1, native_size, native_size))
+            layout = {"layout": LAYOUT, "tiles": tiles, "windows": [[span.start, span.stop] for span in windows]}
+            write_atomically(partial / "run.json", _json({**layout, **record}))
             partial.rename(path)
         return cls.open(path)
 
@@ -175,6 +182,15 @@ class RunStore:
         z, y, x = self.record["origin"]
         return z, y, x
 
+    def blocks(self, stage: Stage) -> tuple[Block, ...]:
+        """Return the blocks of a stage, tile by tile, window by window."""
+        windows = [Span(start, stop) for start, stop in self.record["windows"]]
+        return tuple(
+            Block(stage, tile, window, span)
+            for tile in range(self.record["tiles"])
+            for window, span in enumerate(windows)
+        )
+
     def stage(self, stage: Stage) -> StageArrays:
         """Return the arrays of a stage.
 
@@ -183,7 +199,22 @@ class RunStore:
         RunStoreError
             Their metadata are damaged.
         """
-        folder = self.path / "stages" / str(stage)
+        return self._arrays(self._stage_folder(stage))
+
+    def journal(self, stage: Stage) -> StageArrays:
+        """Return the arrays that take the slices of repairs until these have ended; same shapes.
+
+        Raises
+        ------
+        RunStoreError
+            Their metadata are damaged, or the stage is finished, so that they are gone.
+        """
+        return self._arrays(self._stage_folder(stage) / _JOURNAL)
+
+    def _stage_folder(self, stage: Stage) -> Path:
+        return self.path / "stages" / str(stage)
+
+    def _arrays(self, folder: Path) -> StageArrays:
         try:
             group = zarr.open_group(folder, mode="r+")
             arrays = {name: group[name] for name in ("logits", "object_score", "object_pointer", "backwards")}
@@ -194,25 +225,44 @@ class RunStore:
             ) from error
         return StageArrays(**arrays)  # type: ignore[arg-type] # zarr says "array or group"
 
-    def forget_slices(self, stage: Stage, tile: int, start: int) -> None:
-        """Delete the chunks of a stage of a tile that hold only slices from ``start`` on.
+    def forget_slices(self, stage: Stage, tile: int, z: Span, *, journal: bool = False) -> None:
+        """Delete the chunks of a stage of a tile that begin within ``z``, which must end with a window.
 
         Nothing notes them as finished, and what a power failure left of them could not be added to.
         """
         keys = "c" if self.record["ome_zarr"] == "0.5" else "."
+        folder = self._stage_folder(stage) / _JOURNAL if journal else self._stage_folder(stage)
         for name in ("logits", "object_score", "object_pointer"):
-            for chunk in (self.path / "stages" / str(stage) / name / keys / str(tile)).glob("[0-9]*"):
+            for chunk in (folder / name / keys / str(tile)).glob("[0-9]*"):
                 # A name may go on after a dot: a chunk that was being written when the process was killed.
-                if int(chunk.name.split(".")[0]) * LOGIT_CHUNK_DEPTH < start:
+                if not z.start <= int(chunk.name.split(".")[0]) * LOGIT_CHUNK_DEPTH < z.stop:
                     continue
                 if chunk.is_dir():
                     shutil.rmtree(chunk)
                 else:
                     chunk.unlink(missing_ok=True)
 
-    def state_folder(self, stage: Stage, tile: int) -> Path:
-        """Return where the propagation state of a stage of a tile is kept."""
-        return self.path / "state" / f"stage{stage}" / f"tile{tile:05d}"
+    def conditioning_file(self, stage: Stage, tile: int) -> Path:
+        """Return where the prompted slices' outputs of a stage of a tile are kept."""
+        return self.path / "state" / f"stage{stage}" / f"tile{tile:05d}" / "conditioning.safetensors"
+
+    def recent_file(self, block: Block, generation: int, z: int) -> Path:
+        """Return where the state is kept from which slice ``z`` can be computed.
+
+        That of a window's end, and of the end of a repair that ran so far, stays until the stage is finished.
+        """
+        folder = self.conditioning_file(block.stage, block.tile).parent
+        return folder / f"window{block.window:05d}" / f"generation{generation:03d}" / f"recent-{z:07d}.safetensors"
+
+    def clear_state(self, stage: Stage) -> None:
+        """Delete what only an unfinished stage needs: its states and the arrays for repairs."""
+        for folder in (self.path / "state" / f"stage{stage}", self._stage_folder(stage) / _JOURNAL):
+            if folder.exists():
+                with disk_errors("deleting what is needed no more", folder):
+                    doomed = folder.with_name(f".{folder.name}.deleted")
+                    shutil.rmtree(doomed, ignore_errors=True)
+                    folder.rename(doomed)
+                    shutil.rmtree(doomed)
 
     def check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
         """Compare with the fingerprint of the run that is asked for.

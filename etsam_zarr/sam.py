@@ -187,6 +187,14 @@ class Propagation:
         reach: int = self._predictor.num_maskmem - 1
         return reach
 
+    @property
+    def horizon(self) -> int:
+        """How many slices in a row must be equal for all after them to be equal (given equal prompted slices)."""
+        model = self._predictor
+        memories: int = max(1, model.memory_temporal_stride_for_eval) * (model.num_maskmem - 1)
+        pointers: int = model.max_obj_ptrs_in_encoder - 1
+        return max(memories, pointers) + 1
+
     def predict_backwards(self, z: int) -> torch.Tensor:
         """Predict a prompted slice from the slices after it; native logits, float32, on the CPU.
 

@@ -14,24 +14,14 @@ import torch
 from etsam_zarr.errors import RunStoreError
 from etsam_zarr.geometry import Shape3, Span, cut
 from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, Stage, StageArrays, read_stored
-from etsam_zarr.tiling import Tile, TileGrid, lay_tiles
+from etsam_zarr.tiling import Tile, TileGrid, recorded_grid
 
 Logits = npt.NDArray[np.float32]
 
 
 def stage_scores(store: RunStore, stage: Stage, *, backwards: Mapping[int, int] | None = None) -> ScoreView:
     """Return the full-resolution logits of a stage of a run; ``backwards`` is that of :class:`ScoreView`."""
-    return ScoreView(store.stage(stage), store.shape, grid=grid_of(store), backwards=backwards)
-
-
-def grid_of(store: RunStore) -> TileGrid:
-    """Return how a run's slices were cut into tiles."""
-    settings = store.record["settings"]
-    _, height, width = store.shape
-    # Stores of versions that knew no tiles say nothing of an overlap.
-    return lay_tiles(
-        settings["tiling"], height, width, image_size=store.record["image_size"], overlap=settings.get("overlap", 0)
-    )
+    return ScoreView(store.stage(stage), store.shape, grid=recorded_grid(store.record), backwards=backwards)
 
 
 class ScoreView:
@@ -64,8 +54,8 @@ class ScoreView:
 
     @property
     def tiled(self) -> bool:
-        """Whether several tiles make a slice."""
-        return len(self._grid.tiles) > 1
+        """Whether the model was given parts of a slice, not the slice."""
+        return self._grid.tiling != "whole"
 
     def native(self) -> ScoreView:
         """Return the same scores as the model made them, without upsampling.
@@ -73,10 +63,9 @@ class ScoreView:
         Raises
         ------
         RunStoreError
-            The slices were cut into tiles, so that the model never made scores of a whole one.
+            The run is tiled: there are native scores of each tile, but none of a slice.
         """
-        tile = self._grid.tiles[0]
-        if self.tiled or (tile.height, tile.width) != (tile.y.size, tile.x.size):
+        if self.tiled:
             raise RunStoreError(
                 f"The slices of this run were cut into {len(self._grid.tiles)} tiles, so there are no native scores of "
                 f"whole slices. Read those of full resolution, or each tile's own in {self._arrays.logits.store_path}."

@@ -76,10 +76,9 @@ def bounds_of_stage1(ledger: Ledger, plan: RunPlan, tile: int) -> LogitBounds:
     They are those of all tiles over the whole volume (blending, an average, cannot leave them), so that the order of
     tiles does not matter and no further pass is needed; in quadrants they are the quadrant's own, as in ETSAM.
     """
-    bounds = LogitBounds()
+    bounds, found = LogitBounds(), (ledger.finished("stage1") or {})["bounds"]
     for other in plan.tiles[tile : tile + 1] if plan.grid.independent else plan.tiles:
-        for slab in ledger.slabs(1, other.index):
-            bounds = bounds.union(LogitBounds(slab.minimum, slab.maximum))
+        bounds = bounds.union(LogitBounds(*found[other.index]))
     return bounds
 
 

@@ -6,19 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etsam_zarr.ledger import Ledger
-from etsam_zarr.runstore import STAGES, RunStore
+from etsam_zarr.ledger import Ledger, computed_slices, conditioning_of
+from etsam_zarr.runstore import STAGES, RunStore, Stage
+from etsam_zarr.seams import SeamReport, seams
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Progress of one stage."""
+    """Progress of one stage, over all tiles."""
 
     stage: int
     slices: int
-    """Computed and stored."""
+    """Computed and stored; a slice counts once for every tile."""
+    total: int
+    """Slices of all tiles."""
     seconds: float
     """Spent in the model for them."""
+
+    settled: bool
+    """Whether nothing of it will change any more: where there are several windows, they agree."""
+    seams: tuple[SeamReport, ...]
+    """What it took where windows meet."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is there."""
+        return self.slices == self.total and self.settled
 
 
 @dataclass(frozen=True)
@@ -36,8 +49,7 @@ class RunStatus:
     @property
     def finished(self) -> bool:
         """Whether everything is there."""
-        depth = self.record["shape"][0]
-        return self.mask is not None and all(stage.slices == depth for stage in self.stages)
+        return self.mask is not None and all(stage.finished for stage in self.stages)
 
 
 def read_status(path: Path) -> RunStatus:
@@ -50,8 +62,26 @@ def read_status(path: Path) -> RunStatus:
     """
     store = RunStore.open(path)
     ledger = Ledger(path / "ledger")
-    stages = []
-    for stage in STAGES:
-        slabs = ledger.slabs(stage, 0)
-        stages.append(StageStatus(stage, slabs[-1].stop if slabs else 0, sum(slab.seconds for slab in slabs)))
-    return RunStatus(store.record, ledger.finished("intensity") is not None, tuple(stages), ledger.finished("mask"))
+    stages = tuple(stage_status(store, stage) for stage in STAGES)
+    return RunStatus(store.record, ledger.finished("intensity") is not None, stages, ledger.finished("mask"))
+
+
+def stage_status(store: RunStore, stage: Stage) -> StageStatus:
+    """Read how far a stage of a run is.
+
+    Raises
+    ------
+    RunStoreError
+        Its records are damaged.
+    """
+    ledger, blocks = Ledger(store.path / "ledger"), store.blocks(stage)
+    noted = (ledger.finished(conditioning_of(stage, tile)) for tile in range(store.record["tiles"]))
+    prompting = [facts["seconds"] for facts in noted if facts]
+    return StageStatus(
+        stage,
+        slices=computed_slices(ledger, blocks),
+        total=sum(block.span.size for block in blocks),
+        seconds=sum(slab.seconds for block in blocks for slab in ledger.slabs(block)) + sum(prompting),
+        settled=len(store.record["windows"]) == 1 or ledger.finished(f"stage{stage}") is not None,
+        seams=seams(store, ledger, stage),
+    )

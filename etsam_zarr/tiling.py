@@ -7,10 +7,10 @@ overlap, so that no slice is ever resized.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +153,15 @@ def lay_tiles(tiling: Tiling, height: int, width: int, *, image_size: int, overl
         return TileGrid("quadrants", 0, rows, columns, None)
     voxels = overlap_voxels(overlap, image_size)
     return TileGrid("tiles", voxels, _runs(height, image_size, voxels), _runs(width, image_size, voxels), image_size)
+
+
+def recorded_grid(record: Mapping[str, Any]) -> TileGrid:
+    """Return how the slices of a run were cut into tiles, from what its ``run.json`` says."""
+    _, height, width = record["shape"]
+    settings = record["settings"]
+    # Stores of versions that knew no tiles say neither.
+    tiling, overlap = settings.get("tiling", "whole"), settings.get("overlap", 0)
+    return lay_tiles(tiling, height, width, image_size=record.get("image_size", 0), overlap=overlap)
 
 
 def padded(plane: npt.NDArray[Value], tile: Tile) -> npt.NDArray[Value]:

@@ -21,6 +21,7 @@ from etsam_zarr.pipeline import final_scores
 from etsam_zarr.results import COMPONENTS, PROCESSED, Source
 from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore
 from etsam_zarr.sources import open_volume
+from etsam_zarr.status import stage_status
 from etsam_zarr.volume import Array, Volume
 
 Vector3 = tuple[float, float, float]
@@ -122,10 +123,15 @@ def _tomogram(store: RunStore, on_event: OnEvent) -> list[ViewLayer]:
 
 
 def _scores(store: RunStore) -> list[ViewLayer]:
-    if not Ledger(store.path / "ledger").slabs(2, 0):
+    if not stage_status(store, 2).slices:
         return []
-    native = final_scores(store).native()
+    scores = final_scores(store)
     size, origin = spacing(store)
+    if scores.tiled:
+        # Blended slice by slice as they are shown: the model made nothing smaller that covers a slice.
+        data = _lazy(_Boxes(scores, np.dtype(np.float32)), (1, *scores.shape[1:]))
+        return [ViewLayer("scores", "image", (data,), size, origin, visible=False, contrast=(-10.0, 10.0))]
+    native = scores.native()
     stretch = [whole / stored for whole, stored in zip(store.shape, native.shape, strict=True)]
     z, y, x = (step * factor for step, factor in zip(size, stretch, strict=True))
     # The bilinear upsampling aligns the edges of the images, not the centres of their corner pixels.

@@ -37,6 +37,8 @@ def make_run(folder: Path, *, shape: Shape3 = SHAPE, version: OmeVersion = "0.4"
         chunks=(12, 20, 18), version=version, name="t",
     )  # fmt: skip
     ledger = Ledger(store.path / "ledger")
-    ledger.add(SlabRecord(2, 0, 0, shape[0], 0, 0.0, 0.0, 1.0))
+    (block,) = store.blocks(2)
+    ledger.add(block, SlabRecord(0, shape[0], (0,) * shape[0], (), 1.0))
+    ledger.finish("stage2", {"seconds": 1.0})
     write_mask(store, final_scores(store), ledger, threshold=-0.5)
     return store

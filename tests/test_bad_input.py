@@ -29,7 +29,8 @@ from etsam_zarr_cli.main import main
 from mrc_files import write_raw_mrc
 from tiny import OPTIONS, assert_same_results, results_of, texture, write_tomogram
 
-from etsam_zarr.ledger import Ledger
+from etsam_zarr.geometry import Span
+from etsam_zarr.ledger import Block, Ledger
 from etsam_zarr.model_config import BUNDLED_FOLDER
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.sources import open_volume
@@ -390,7 +391,7 @@ def test_ctrl_c_is_answered_and_the_same_command_goes_on(stage: int, finished_ru
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     ledger = Ledger(store / "ledger")
-    while process.poll() is None and not ledger.slabs(stage, 0):
+    while process.poll() is None and not ledger.reached(Block(stage, 0, 0, Span(0, 12))):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=120)

@@ -70,7 +70,7 @@ def test_an_unfinished_run_is_refused_with_how_far_it_is(
 ) -> None:
     store = Path(shutil.copytree(finished_run.store, tmp_path / "copy.etsam.zarr"))
     Ledger(store / "ledger").reopen("mask")
-    (store / "ledger" / "stage2" / "tile00000" / "0000009-0000012.json").unlink()
+    (store / "ledger" / "stage2" / "tile00000" / "window00000" / "generation000" / "0000009-0000012.json").unlink()
     target = tmp_path / "a.mrc"
     for option, message in (
         ("--mask", "has no mask yet: it is not finished"),

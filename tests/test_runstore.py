@@ -19,7 +19,8 @@ from ome_zarr_models import open_ome_zarr
 from tiny import texture, write_tomogram
 
 from etsam_zarr.errors import FingerprintError, OutputError, OutputExistsError, RunStoreError
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore
+from etsam_zarr.geometry import Span
+from etsam_zarr.runstore import LAYOUT, LOGIT_CHUNK_DEPTH, RunStore
 
 RECORD: dict[str, Any] = {
     "shape": [20, 8, 9],
@@ -91,7 +92,7 @@ def test_chunks_of_slices_that_nothing_notes_are_deleted(version: str, tmp_path:
     folder = store.path / "stages" / "1" / "object_score" / ("c/0" if version == "0.5" else "0")
     (folder / "1.5f2a.partial").write_bytes(b"left by a kill")
     for start, kept in ((20, 20), (17, 20), (16, 16), (0, 0)):
-        store.forget_slices(1, 0, start)
+        store.forget_slices(1, 0, Span(start, 20))
         for array in (arrays.logits, arrays.object_score, arrays.object_pointer):
             values = np.asarray(array[0])
             assert values[:kept].all()
@@ -135,8 +136,8 @@ def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
         (lambda path: (path / "run.json").unlink(), r"is no run store \(it has no run\.json\)"),
         (lambda path: (path / "run.json").write_text('{"layout": 1'), r"damaged: run\.json cannot be read"),
         (lambda path: (path / "run.json").write_text("[]"), r"damaged: run\.json cannot be read"),
-        (lambda path: (path / "run.json").write_text("{}"), "has layout None, this version reads layout 1"),
-        (lambda path: (path / "run.json").write_text('{"layout": 2}'), "has layout 2.*Use the version that made it"),
+        (lambda path: (path / "run.json").write_text("{}"), f"has layout None, this version reads layout {LAYOUT}"),
+        (lambda path: (path / "run.json").write_text('{"layout": 1}'), "has layout 1.*Use the version that made it"),
     ],
 )
 def test_what_is_no_run_store_of_this_layout_is_refused(

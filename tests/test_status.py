@@ -33,7 +33,7 @@ def test_a_finished_run(finished_run: FinishedRun) -> None:
 def test_a_run_that_stopped_in_stage_2(store: Path) -> None:
     Ledger(store / "ledger").reopen("mask")
     for name in ("0000006-0000009", "0000009-0000012"):
-        (store / "ledger" / "stage2" / "tile00000" / f"{name}.json").unlink()
+        (store / "ledger" / "stage2" / "tile00000" / "window00000" / "generation000" / f"{name}.json").unlink()
     status = read_status(store)
     assert not status.finished
     assert [stage.slices for stage in status.stages] == [12, 6]
@@ -41,7 +41,7 @@ def test_a_run_that_stopped_in_stage_2(store: Path) -> None:
 
 
 def test_a_mask_of_half_a_run_is_not_the_end(store: Path) -> None:
-    (store / "ledger" / "stage2" / "tile00000" / "0000000-0000003.json").unlink()
+    (store / "ledger" / "stage2" / "tile00000" / "window00000" / "generation000" / "0000000-0000003.json").unlink()
     status = read_status(store)
     assert [stage.slices for stage in status.stages] == [12, 0]
     assert not status.finished

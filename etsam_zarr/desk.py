@@ -1,0 +1,124 @@
+"""A job with all that it works on, opened; and the walk that every job is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+from etsam_zarr.events import Advanced, OnEvent
+from etsam_zarr.frames import StreamedFrames
+from etsam_zarr.geometry import Span, cut
+from etsam_zarr.jobs import BlockJob
+from etsam_zarr.ledger import Ledger
+from etsam_zarr.predictors import Predictors
+from etsam_zarr.runstore import RunStore, StageArrays
+from etsam_zarr.sam import Propagation, SliceOutput, Tensors
+from etsam_zarr.slabs import BackwardPredictions, Slab, SlabWriter
+from etsam_zarr.stage_inputs import StageInputs, stage_inputs
+from etsam_zarr.statefile import read_state
+from etsam_zarr.volume import Volume
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A job with all that it works on, opened."""
+
+    job: BlockJob
+    store: RunStore
+    ledger: Ledger
+    inputs: StageInputs
+    frames: StreamedFrames
+    walk: Propagation
+    on_event: OnEvent
+
+    @property
+    def name(self) -> str:
+        """What the progress is shown as."""
+        return f"stage {self.job.block.stage}"
+
+    @property
+    def accepted(self) -> StageArrays:
+        """The arrays that hold what counts."""
+        return self.store.stage(self.job.block.stage)
+
+    def restore(self, recent: Tensors) -> None:
+        """Let the walk go on from a state, with the tile's prompts."""
+        block = self.job.block
+        conditioning = read_state(self.store.conditioning_file(block.stage, block.tile))
+        self.walk.restore(conditioning=conditioning, recent=recent)
+
+    def writer(self, arrays: StageArrays, *, generation: int = 0) -> SlabWriter:
+        """Return a writer of the job's slabs into these arrays."""
+        return SlabWriter(
+            self.job.block, arrays, self.store, self.ledger, generation=generation, check=self.job.check_fence
+        )
+
+    def predictions(self, arrays: StageArrays) -> BackwardPredictions:
+        """Return the predictions that the job makes backwards, if the run was asked for them."""
+        prompts = self.inputs.prompts if self.job.run.settings.prompted_slices == "predict" else ()
+        return BackwardPredictions(prompts, self.job.block.span, self.walk, arrays, tile=self.job.block.tile)
+
+
+@contextlib.contextmanager
+def opened_desk(job: BlockJob, on_event: OnEvent, volume: Volume | None, predictors: Predictors) -> Iterator[Desk]:
+    """Open all that a job works on; what is handed over open stays open."""
+    with contextlib.ExitStack() as opened:
+        if volume is None:
+            volume = opened.enter_context(job.run.volume.open())
+        run, block = job.run, job.block
+        store = RunStore.open(run.store)
+        ledger = Ledger(store.path / "ledger")
+        inputs = stage_inputs(
+            block.stage, block.tile, volume=volume, store=store, ledger=ledger, settings=run.settings, plan=run.plan,
+            limits=run.limits,
+        )  # fmt: skip
+        frames = StreamedFrames(inputs.read_planes, depth=store.shape[0], image_size=run.plan.image_size, slab=job.slab)
+        predictor = predictors.get(run.model, block.stage, job.device)
+        walk = Propagation(predictor, frames, height=inputs.height, width=inputs.width, precision=run.precision)
+        yield Desk(job, store, ledger, inputs, frames, walk, on_event)
+
+
+def walked_slabs(
+    desk: Desk, start: int, predictions: BackwardPredictions, *, slab: int, lead: int = 0, name: str | None = None
+) -> Generator[tuple[Slab, Tensors, float]]:
+    """Walk from a slice to the end of the window; yield each slab, the state at its end, and its seconds in the model.
+
+    Past the end the walk goes on for the slices that backward predictions of the window's last prompted slices look
+    at, and nothing of them is kept.
+
+    Parameters
+    ----------
+    slab
+        Slices per slab.
+    lead
+        Slices to be walked before, of which nothing is kept.
+    name
+        What the progress is shown as, if not as the stage.
+    """
+    plan, block, walk, frames = desk.job.run.plan, desk.job.block, desk.walk, desk.frames
+    stop = block.span.stop
+    beyond = Span(stop, max(stop, predictions.stop))
+    counted = walk.seconds - frames.seconds_waited
+    with frames.ahead(Span(start - lead, beyond.stop), skipping=frozenset(desk.inputs.prompts)):
+        if lead:
+            walk.walk(Span(start - lead, start), _ignore)
+        for span in cut(Span(start, stop), slab):
+            outputs = Slab(span, native=plan.image_size // 4, measure_bounds=block.stage == 1)
+
+            def take(output: SliceOutput, outputs: Slab = outputs) -> None:
+                outputs.take(output)
+                predictions.after(output)
+                desk.on_event(Advanced(name or desk.name))
+
+            walk.walk(span, take)
+            state = walk.recent_state()
+            if span.stop == stop and beyond.size:
+                walk.walk(beyond, predictions.after)
+            in_model = walk.seconds - frames.seconds_waited
+            yield outputs, state, in_model - counted
+            counted = in_model
+
+
+def _ignore(output: SliceOutput) -> None:
+    """Take a slice's output and do nothing."""

@@ -1,0 +1,49 @@
+"""Where windows meet: what it took to bring each window to agree with the one before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etsam_zarr.ledger import Ledger
+from etsam_zarr.runstore import RunStore, Stage
+
+
+@dataclass(frozen=True)
+class SeamReport:
+    """What it took to bring a window to agree with the one before it."""
+
+    stage: int
+    tile: int
+    window: int
+    z: int
+    """The window's first slice."""
+    recomputed: int
+    """Slices computed besides those that are kept once: repairs, and the context before the window."""
+    agreed: bool
+    """Whether the last repair ended before the window did."""
+    difference: float
+    """Largest difference let through."""
+
+
+def seams(store: RunStore, ledger: Ledger, stage: Stage) -> tuple[SeamReport, ...]:
+    """Return what is known of the places where windows meet, as far as their repairs have come."""
+    found = []
+    context = store.record["fingerprint"].get("context", 0)
+    for block in store.blocks(stage):
+        repairs = ledger.repairs(block) if block.window else ()
+        if not repairs:
+            continue
+        recomputed = sum(ledger.reached(block, generation=repair.generation) - block.span.start for repair in repairs)
+        found.append(SeamReport(
+            stage, block.tile, block.window, block.span.start, recomputed + min(context, block.span.start),
+            repairs[-1].agreed, repairs[-1].difference,
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def seam_text(seam: SeamReport) -> str:
+    """Say what became of a seam, in one line."""
+    where = f"Stage {seam.stage}, tile {seam.tile}, seam at slice {seam.z}"
+    if not seam.agreed:
+        return f"{where}: {seam.recomputed} slices recomputed, the whole window among them; it is exact."
+    return f"{where}: {seam.recomputed} slices recomputed, largest difference let through {seam.difference:.3g}."

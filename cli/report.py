@@ -31,7 +31,7 @@ def plan_lines(prepared: Prepared, projection: Projection, *, device: str, preci
         f"model      {prepared.model.config.name}{kind}, image {plan.image_size} x {plan.image_size}, "
         f"{precision} on {device}",
         *note,
-        f"work       {_count(len(plan.tiles), 'tile')}, {_count(len(plan.windows), 'window')}, "
+        f"work       {_tiles(plan)}, {_count(len(plan.windows), 'window')}, "
         f"{_count(plan.slabs, 'slab')} of {plan.slab} slices, 2 stages",
         *(_stage_line(stage, plan) for stage in plan.stages),
         f"memory     {bytes_text(projection.host)} on the host"
@@ -74,6 +74,18 @@ def bytes_text(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _tiles(plan: RunPlan) -> str:
+    """Say what the model sees as one image."""
+    grid, (first, *others) = plan.grid, plan.tiles
+    if grid.tiling == "whole":
+        return "1 tile"
+    if grid.tiling == "quadrants":
+        return "4 quadrants"
+    count = _count(len(plan.tiles), "tile")
+    beside = f" that overlap by {grid.overlap} or more" if others else ""
+    return f"{count} of {first.height} x {first.width}{beside}"
 
 
 def _stage_line(stage: StagePlan, plan: RunPlan) -> str:

@@ -12,6 +12,9 @@ from etsam_zarr.config import PROFILES, Precision
 from etsam_zarr.device import choose_device, choose_precision
 from etsam_zarr.memory import Projection, project
 
+# What is squeezed; tiles never are.
+_IMAGES = {"whole": "A slice", "quadrants": "A quadrant"}
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -39,8 +42,8 @@ class Resources:
         warnings = [*prepared.volume.info.warnings, *_replaced(prepared, given["profile"])]
         if prepared.plan.squeezed > 1:
             warnings.append(
-                f"A slice is {prepared.plan.squeezed:.1f} times larger than the model's image and is squeezed into it, "
-                "as ETSAM does: thin membranes may vanish."
+                f"{_IMAGES[prepared.plan.grid.tiling]} is {prepared.plan.squeezed:.1f} times larger than the model's "
+                "image and is squeezed into it, as ETSAM does: thin membranes may vanish. With --tiling tiles none is."
             )
         return cls(device, precision, free, projection, tuple(warnings))
 

@@ -94,7 +94,28 @@ def two_stages(
     autocast: bool = False,
 ) -> tuple[Volume, Volume]:
     """Logits of stage 1 and stage 2."""
-    normalized = normalize(volume, normalize_method)
+    return two_stages_of_normalized(
+        predictors,
+        normalize(volume, normalize_method),
+        stage1_prompt=stage1_prompt,
+        stage2_prompt=stage2_prompt,
+        grid_interval=grid_interval,
+        stage1_logit_threshold=stage1_logit_threshold,
+        autocast=autocast,
+    )
+
+
+def two_stages_of_normalized(
+    predictors: tuple[Any, Any],
+    normalized: Volume,
+    *,
+    stage1_prompt: str,
+    stage2_prompt: str,
+    grid_interval: int,
+    stage1_logit_threshold: float,
+    autocast: bool = False,
+) -> tuple[Volume, Volume]:
+    """Logits of stage 1 and stage 2 of what is normalised already: a volume, or a quadrant of one."""
     shape = normalized.shape
     first = segment(
         predictors[0], normalized, prompt_masks(stage1_prompt, shape, grid_interval, None), autocast=autocast

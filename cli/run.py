@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.report import plan_lines
-from etsam_zarr_cli.run_options import prepare, run_options
+from etsam_zarr_cli.run_options import Prepared, prepare, run_options
 
 from etsam_zarr.events import Notice
+
+if TYPE_CHECKING:
+    from etsam_zarr.pipeline import RunSummary
 
 
 @click.command()
@@ -32,9 +35,34 @@ def command(
 
     Give the same command again after an interruption: it goes on where it was.
     """
-    progress = Progress()
     if overwrite and resume:
         raise click.UsageError("--overwrite and --resume contradict each other.")
+    progress = Progress()
+    try:
+        prepared, summary = segment(given, progress, overwrite=overwrite, force=force)
+    finally:
+        progress.close()
+    depth, height, width = prepared.volume.info.shape
+    share = summary.voxels / (depth * height * width)
+    if summary.already_finished:
+        click.echo("This run is finished already; nothing was computed.")
+    elif summary.model_seconds:
+        click.echo(
+            f"{summary.seconds:.1f} s, of which {summary.model_seconds:.1f} s in the model "
+            f"({1 - summary.model_seconds / summary.seconds:.0%} outside of it)"
+        )
+    click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")
+    click.echo(f"run store  {prepared.destination}")
+    if post_process:
+        from etsam_zarr_cli.postprocess import command as postprocess
+
+        context.invoke(postprocess, source=prepared.destination, min_slices=min_slices)
+
+
+def segment(
+    given: dict[str, Any], progress: Progress, *, overwrite: bool = False, force: bool = False
+) -> tuple[Prepared, RunSummary]:
+    """Do what the options of a run ask for, after saying what that is; ``batch`` does so for each line."""
     prepared = prepare(given)
     # Only now torch: a wrong path or option is answered at once.
     from etsam_zarr_cli.resources import Resources
@@ -53,23 +81,5 @@ def command(
         prepared.plan, prepared.settings, prepared.model, resources.precision, resources.device,
         ome_zarr=given["ome_zarr"], level=given["level"], overwrite=overwrite,
     )  # fmt: skip
-    try:
-        with prepared.volume:
-            summary = run(prepared.volume, prepared.destination, request, on_event=progress)
-    finally:
-        progress.close()
-    depth, height, width = prepared.volume.info.shape
-    share = summary.voxels / (depth * height * width)
-    if summary.already_finished:
-        click.echo("This run is finished already; nothing was computed.")
-    elif summary.model_seconds:
-        click.echo(
-            f"{summary.seconds:.1f} s, of which {summary.model_seconds:.1f} s in the model "
-            f"({1 - summary.model_seconds / summary.seconds:.0%} outside of it)"
-        )
-    click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")
-    click.echo(f"run store  {prepared.destination}")
-    if post_process:
-        from etsam_zarr_cli.postprocess import command as postprocess
-
-        context.invoke(postprocess, source=prepared.destination, min_slices=min_slices)
+    with prepared.volume:
+        return prepared, run(prepared.volume, prepared.destination, request, on_event=progress)

@@ -8,6 +8,9 @@ from pathlib import Path
 import click
 from etsam_zarr_cli.progress import Progress
 
+from etsam_zarr.errors import InputNotFoundError
+from etsam_zarr.model_config import BUNDLED_MODEL
+
 
 @click.command("train")
 @click.argument("volumes", nargs=-1, metavar="[VOLUMES]...")
@@ -42,7 +45,12 @@ from etsam_zarr_cli.progress import Progress
     help="Stage 2 learns from the output of stage 1.",
 )
 @click.option("--model", help="Name or YAML of the model, instead of the recipe's.")
-@click.option("--init", "initial", type=click.Path(path_type=Path), help="Start from this checkpoint (both stages).")
+@click.option(
+    "--init",
+    "initial",
+    metavar="etsam|demo-256|FILE",
+    help="Start from ETSAM's fetched weights, the bundled ones (each stage from its own), or one checkpoint.",
+)
 @click.option(
     "--stage1-checkpoint", type=click.Path(path_type=Path), help="Stage 1's weights where only stage 2 is trained."
 )
@@ -64,7 +72,7 @@ def command(
     output: Path,
     recipe: str,
     stage: str,
-    initial: Path | None,
+    initial: str | None,
     stage1_checkpoint: Path | None,
     device: str,
     devices: int,
@@ -94,7 +102,7 @@ def command(
         pairs=[*(Pair(volume) for volume in volumes), *(Pair(*pair) for pair in pairs)],
         validation=[Pair(*pair) for pair in validation],
         stages=stages,
-        initial={} if initial is None else dict.fromkeys(stages, initial),
+        initial={} if initial is None else _checkpoints(initial, stages),
         stage1_checkpoint=stage1_checkpoint,
         resume=resume,
         accelerator=device,
@@ -109,3 +117,26 @@ def command(
             halved = path.with_name(f"{path.stem}-half.pt")
             half_precision(path, halved)
             click.echo(str(halved))
+
+
+def _checkpoints(initial: str, stages: tuple[int, ...]) -> dict[int, Path]:
+    """Return the checkpoint that each stage starts from."""
+    from etsam_zarr.bundled import find_bundled_weights
+    from etsam_zarr.weights import find_etsam_weights, weights_folder
+
+    if initial == BUNDLED_MODEL:
+        first, second = find_bundled_weights()
+        return {1: first, 2: second}
+    if initial == "etsam":
+        fetched = find_etsam_weights()
+        if fetched is None:
+            raise InputNotFoundError(
+                f"--init etsam starts from ETSAM's weights, which are not in {weights_folder()}. Get them with "
+                "'etsam-zarr weights fetch'."
+            )
+        return {1: fetched[0], 2: fetched[1]}
+    if not Path(initial).is_file():
+        raise InputNotFoundError(
+            f"--init {initial} is no file. Give a checkpoint in the file format of SAM 2, etsam, or {BUNDLED_MODEL}."
+        )
+    return dict.fromkeys(stages, Path(initial))

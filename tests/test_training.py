@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,27 @@ def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path) -> N
     assert 0 <= float(logs[0][-1]["dice"]) <= 1
 
 
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    pair = tiny.write_pair(tmp_path)
+    assert pair.mask is not None
+    program = "import sys; from etsam_zarr_cli.main import main; sys.exit(main())"
+    arguments = [sys.executable, "-c", program, "train", "--model", tiny.write_model(tmp_path), "--stage", "1"]
+    arguments += ["--pair", pair.volume, pair.mask, "--epochs", "6", "--steps-per-epoch", "2"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with subprocess.Popen([*arguments, "-o", str(killed)], stderr=subprocess.DEVNULL) as process:
+        while not (killed / "stage1" / LAST).exists():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        process.kill()
+    step = torch.load(killed / "stage1" / LAST, weights_only=True)["progress"]["step"]
+    assert 2 <= step < 12
+    for out, more in ((killed, ["--resume"]), (whole, [])):
+        subprocess.run([*arguments, "-o", str(out), *more], check=True, capture_output=True)
+    first, second = (read_checkpoint(out / "stage1.pt") for out in (killed, whole))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
 def test_bfloat16_trains_too(job: TrainJob) -> None:
     import dataclasses
 
@@ -178,6 +202,42 @@ def test_command_trains_both_stages_and_a_run_loads_them(tmp_path: Path, capsys:
         build_predictor(config, read_checkpoint(halved), origin=str(halved))
         assert halved.stat().st_size < 0.6 * checkpoint.stat().st_size
     assert (out / "stage1" / BEST).exists()
+
+
+def test_training_starts_from_named_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from etsam_zarr.bundled import bundled_paths, record_checksums
+    from etsam_zarr.weights import ETSAM_FILES
+
+    pair = tiny.write_pair(tmp_path)
+    assert pair.mask is not None
+    common = ["train", "--model", tiny.write_model(tmp_path), "--pair", pair.volume, pair.mask, "--epochs", "1"]
+    common += ["--steps-per-epoch", "1"]
+    monkeypatch.setenv("ETSAM_ZARR_WEIGHTS", str(tmp_path / "weights"))
+    for wrong, says in (("etsam", "weights fetch"), ("nothing.pt", "is no file")):
+        assert main([*common, "-o", str(tmp_path / "out"), "--init", wrong]) == 1
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+    # Each stage starts from weights of its own; a step of nearly no size leaves them as they were.
+    (tmp_path / "weights").mkdir()
+    starts = []
+    for stage in (1, 2):
+        weights = build_clip_model(tiny.config(tmp_path), tiny.settings(seed=stage)).state_dict()
+        starts.append(weights)
+        for path in (tmp_path / "weights" / ETSAM_FILES[stage - 1], bundled_paths(folder=tmp_path)[stage - 1]):
+            torch.save({"model": weights, "padding": torch.zeros(1 << 18)}, path)
+    record_checksums(folder=tmp_path)
+    monkeypatch.setattr("etsam_zarr.bundled.find_bundled_weights", lambda: bundled_paths(folder=tmp_path))
+    recipe = tmp_path / "still.yaml"
+    recipe.write_text("settings: {learning_rate: 1.0e-30, grid_interval: 4, clip_slices: 3}\n")
+    for name in ("etsam", "demo-256"):
+        out = tmp_path / name
+        assert main([*common, "-o", str(out), "--recipe", str(recipe), "--init", name]) == 0
+        for stage, start in enumerate(starts, start=1):
+            for key, value in read_checkpoint(out / f"stage{stage}.pt").items():
+                assert torch.allclose(value, start[key], rtol=0, atol=1e-25), (name, stage, key)
 
 
 def test_stage_2_alone_needs_stage_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

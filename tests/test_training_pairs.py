@@ -8,6 +8,7 @@ import mrcfile
 import numpy as np
 import pytest
 import training_tiny as tiny
+from etsam_zarr_cli.main import main
 
 from etsam_zarr.errors import InputError
 from etsam_zarr.fuse import LogitBounds
@@ -57,10 +58,29 @@ def rewritten(pair: Pair, change: str) -> Pair:
     return pair
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [("shape", "9 x 64 x 64"), ("voxel size", "20 x 20 x 20 A"), ("empty", "is empty")],
-)
+MISTAKES = [("shape", "9 x 64 x 64"), ("voxel size", "20 x 20 x 20 A"), ("empty", "is empty")]
+
+
+@pytest.mark.parametrize(("change", "says"), MISTAKES)
 def test_a_mask_that_cannot_belong_is_refused(tmp_path: Path, change: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         tiny.opened(rewritten(tiny.write_pair(tmp_path), change), tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--pair", "--validate"])
+@pytest.mark.parametrize(("change", "says"), MISTAKES)
+def test_the_command_refuses_it_before_training(
+    option: str, change: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tiny.write_pair(tmp_path), rewritten(tiny.write_pair(tmp_path, seed=1), change)
+    assert good.mask is not None
+    assert bad.mask is not None
+    out = tmp_path / "out"
+    arguments = ["train", "-o", str(out), "--model", tiny.write_model(tmp_path), "--stage", "1"]
+    arguments += ["--pair", good.volume, good.mask, option, bad.volume, bad.mask]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert "mask1.mrc" in said
+    assert "Traceback" not in said
+    assert not list(out.rglob("*.pt"))

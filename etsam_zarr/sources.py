@@ -13,6 +13,7 @@ from etsam_zarr.errors import InputError, InputNotFoundError, SettingsError
 from etsam_zarr.mask_union import UnionVolume
 from etsam_zarr.mrc import MrcVolume
 from etsam_zarr.portal import Found, resolve
+from etsam_zarr.portal_address import PREFIX
 from etsam_zarr.remote import RemoteOptions, open_remote
 from etsam_zarr.remote_address import RemoteAddress, is_remote
 from etsam_zarr.volume import Volume
@@ -108,6 +109,15 @@ def _open_meant(
         opened.pop_all()
     volume.info = dataclasses.replace(volume.info, name=meant.name or volume.info.name, portal=tuple(meant.ids.items()))
     return volume
+
+
+def as_place(text: str) -> Path | str:
+    """Return a local path as a Path and an address as it is; a Path would lose one of its slashes.
+
+    >>> as_place("s3://bucket/a.zarr"), as_place("portal:8354"), as_place("a/b.mrc") == Path("a/b.mrc")
+    ('s3://bucket/a.zarr', 'portal:8354', True)
+    """
+    return text if "://" in text or text.startswith(PREFIX) else Path(text)
 
 
 def base_name(uri: str | Path) -> str:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
 
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
+from etsam_zarr.chunk_cache import ChunkStore, DiskShelf, MemoryShelf, MissingChunks
+from etsam_zarr.chunk_supply import ChunkSupply
 from etsam_zarr.errors import NoZarrError, RemoteError, SettingsError
 from etsam_zarr.http_store import HttpStore
 from etsam_zarr.remote_address import RemoteAddress
 from etsam_zarr.remote_store import RemoteStore, RetryPolicy
+from etsam_zarr.roi import RoiVolume
+from etsam_zarr.volume import Volume
 from etsam_zarr.zarr_volume import ZarrSource, ZarrVolume, open_zarr_volume
 
 # Readable by everyone, and the credentials that somebody has for something else would be refused.
@@ -33,6 +38,10 @@ class RemoteOptions:
     """Address of an S3 service that is not Amazon's."""
     s3_profile: str | None = None
     """Name of a profile in ``~/.aws``."""
+    cache: Literal["memory", "none"] | Path = "none"
+    """Where fetched chunks are kept: all of them in a folder or in memory, or only the layers being read, in memory."""
+    missing_chunks: MissingChunks = "fill"
+    """What to do about chunks that are not stored: read them as the fill value and count them, or stop."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -68,11 +77,44 @@ def open_remote(
     SettingsError
         An option cannot be used.
     """
+    options = options or RemoteOptions()
     store = open_store(address, options)
+    # Until the caller gives another shelf, what has passed is dropped.
+    chunks = ChunkStore(store, MemoryShelf(lasting=False), missing=options.missing_chunks)
     try:
-        return open_zarr_volume(ZarrSource(store, address.shown, name, level, voxel_size))
+        volume = open_zarr_volume(ZarrSource(chunks, address.shown, name, level, voxel_size))
     except NoZarrError:
         raise NoZarrError(_explain_absence(store, address)) from None
+    keep_chunks(volume, options.cache)
+    return volume
+
+
+def keep_chunks(volume: Volume, cache: Literal["memory", "none"] | Path, *, lasting: bool = True) -> None:
+    """Say where the chunks of a remote volume are kept from now on; does nothing for a local one.
+
+    Parameters
+    ----------
+    volume
+        The volume, or a region of one.
+    cache
+        As :attr:`RemoteOptions.cache`.
+    lasting
+        Whether a folder keeps chunks of layers that have been passed.
+    """
+    supply = supply_of(volume)
+    if supply is None:
+        return
+    if isinstance(cache, Path):
+        supply.keep_on(DiskShelf(cache, supply.identity(volume.info.uri), lasting=lasting))
+    else:
+        supply.keep_on(MemoryShelf(lasting=cache == "memory"))
+
+
+def supply_of(volume: Volume) -> ChunkSupply | None:
+    """Return where the chunks of a volume, or of the one it is a region of, come from; None for local ones."""
+    if isinstance(volume, RoiVolume):
+        return supply_of(volume.whole)
+    return volume.supply if isinstance(volume, ZarrVolume) else None
 
 
 def _explain_absence(store: RemoteStore, address: RemoteAddress) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
 import json
 import lzma
 import math
@@ -10,7 +12,7 @@ import threading
 import warnings
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from etsam_zarr.chunk_cache import ChunkStore
+from etsam_zarr.chunk_supply import Box, ChunkLayout, ChunkSupply
 from etsam_zarr.errors import InputError, NoZarrError, RemoteError
 from etsam_zarr.geometry import Shape3, Span, aligned, box_within, cut
 from etsam_zarr.ome_metadata import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
@@ -28,6 +32,8 @@ from etsam_zarr.volume import Array, Volume, VolumeInfo
 DEFAULT_CACHE_BYTES = 1 << 30
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
+# Decoded chunks that zarr may hold at once while it fills an array.
+_DECODE_BYTES = 256 << 20
 # What stores and decoders raise on bytes they cannot read; zarr has no common error for it.
 _DECODING_ERRORS = (RuntimeError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -36,8 +42,9 @@ class ZarrVolume(Volume):
     """One Zarr array, version 2 or 3, seen as a volume in z, y, x.
 
     A slab cuts through chunks that are usually deeper than it, so the last layer of chunks that was read
-    stays in memory, decoded, and the next slabs are served from it. A layer larger than ``cache_bytes`` is
-    not kept: its chunks are then decoded anew for every slab, which costs time instead of memory.
+    stays in memory, decoded, and the next slabs are served from it. Of a layer larger than ``cache_bytes``
+    only a band of slices is kept: its chunks are then decoded anew for every band, a few at a time, which
+    costs time instead of memory.
 
     Parameters
     ----------
@@ -49,6 +56,8 @@ class ZarrVolume(Volume):
         Which dimensions of the array are z, y and x.
     cache_bytes
         Most bytes of decoded chunks to keep.
+    chunk_store
+        The array's store, where it is a remote one.
     """
 
     def __init__(
@@ -58,92 +67,161 @@ class ZarrVolume(Volume):
         *,
         spatial: tuple[int, int, int],
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        chunk_store: ChunkStore | None = None,
     ) -> None:
         super().__init__(info)
         self._array = array
         self._spatial = spatial
-        self._layers = _LayerCache(cache_bytes)
+        self._bands = _BandCache(cache_bytes)
+        self._layout = ChunkLayout(array, spatial)
+        self._chunks = None if chunk_store is None else ChunkSupply(chunk_store, self._layout)
+
+    @property
+    def supply(self) -> ChunkSupply | None:
+        """Where the chunks of a remote volume come from; None for a local one."""
+        return self._chunks
 
     def read(self, z: Span, y: Span | None = None, x: Span | None = None) -> Array:
         """Return the voxels of a box; see :meth:`Volume.read`."""
         info = self.info
         box = box_within(info.shape, z, y, x)
-        columns = [aligned(span, n, end) for span, n, end in zip(box, info.chunks, info.shape, strict=True)][1:]
-        layer_bytes = info.chunks[0] * columns[0].size * columns[1].size * info.dtype.itemsize
-        keep = layer_bytes <= self._layers.most_bytes
+        columns = aligned(box[1], info.chunks[1], info.shape[1]), aligned(box[2], info.chunks[2], info.shape[2])
+        plane_bytes = columns[0].size * columns[1].size * info.dtype.itemsize
+        depth = min(info.chunks[0], self._bands.most_bytes // plane_bytes) if plane_bytes else 0
         values = np.empty(tuple(span.size for span in box), info.dtype)
-        for part in cut(z, info.chunks[0]) if keep else (z,):
+        in_order = self._chunks is not None and self._chunks.goes_on((z, *columns))
+        for part in _within_layers(z, info.chunks[0], depth):
             layer = aligned(part, info.chunks[0], info.shape[0])
+            if self._chunks is not None:
+                self._chunks.prepare((part, *columns), ahead=in_order or layer.stop < z.stop)
             target = slice(part.start - z.start, part.stop - z.start)
-            if not keep or (layer == part and (columns[0], columns[1]) == box[1:]):
-                values[target] = self._decode((part, box[1], box[2]))
+            band = _band(part, layer, depth)
+            if band is None or (band == part and columns == box[1:]):
+                self._decode((part, box[1], box[2]), values[target])
                 continue
-            decoded = self._layers.get((layer, columns[0], columns[1]), self._decode)
-            inside = zip((part, *box[1:]), (layer, *columns), strict=True)
+            decoded = self._bands.get((band, columns[0], columns[1]), self._decoded)
+            inside = zip((part, *box[1:]), (band, *columns), strict=True)
             values[target] = decoded[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in inside)]
         return values
 
-    def _decode(self, box: tuple[Span, Span, Span]) -> Array:
-        index: list[int | slice] = [0] * self._array.ndim
-        for dimension, span in zip(self._spatial, box, strict=True):
-            index[dimension] = span.as_slice()
-        try:
-            values = np.asarray(self._array[tuple(index)])
-        except RemoteError:
-            raise
-        except _DECODING_ERRORS as error:
-            where = " x ".join(f"{axis} {span}" for axis, span in zip("zyx", box, strict=True))
-            raise InputError(
-                f"{self.info.uri}: the voxels at {where} cannot be read, since a chunk there is damaged or "
-                f"out of reach ({type(error).__name__}: {error}). Copy or download the store again, then "
-                "give the same command again."
-            ) from error
-        return values if values.dtype == self.info.dtype else values.astype(self.info.dtype)
+    def expect(self, box: Box) -> None:
+        """Say that nothing outside of a box will be read, so nothing there is fetched ahead."""
+        if self._chunks is not None:
+            self._chunks.region = box
+
+    def _decoded(self, box: Box) -> Array:
+        values = np.empty(tuple(span.size for span in box), self.info.dtype)
+        self._decode(box, values)
+        return values
+
+    def _decode(self, box: Box, into: Array) -> None:
+        """Decode a box, few chunks at a time: zarr holds all chunks of one call whole."""
+        for part in _groups(box, self.info.chunks, self.info.dtype.itemsize):
+            index: list[int | slice] = [0] * self._array.ndim
+            for dimension, span in zip(self._spatial, part, strict=True):
+                index[dimension] = span.as_slice()
+            target = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, box, strict=True))
+            try:
+                into[target] = np.asarray(self._array[tuple(index)])
+            except InputError:
+                raise
+            except _DECODING_ERRORS as error:
+                raise InputError(self._damaged(part, error)) from error
+
+    def _damaged(self, box: Box, error: Exception) -> str:
+        """Say which stored chunk of a box cannot be decoded."""
+        positions = self._layout.positions(box)
+        damaged = positions[0]
+        for position in positions:
+            try:
+                self._array[self._layout.region(position)]
+            except _DECODING_ERRORS as own:
+                damaged, error = position, own
+                break
+        region = self._layout.region(damaged)
+        spans = [region[dimension] for dimension in self._spatial]
+        where = " x ".join(f"{axis} {span.start}:{span.stop}" for axis, span in zip("zyx", spans, strict=True))
+        return (
+            f"{self.info.uri}: chunk {self._layout.key(damaged)}, with the voxels at {where}, cannot be read, since "
+            f"it is damaged or was cut short when it was stored ({type(error).__name__}: {error}). Copy or download "
+            "the store again, then give the same command again."
+        )
 
     def digest(self) -> str:
         """Return a SHA-256 over the array's metadata, its place in space and samples of 64 stored chunks."""
+        return self.digest_of(None)
+
+    def digest_of(self, box: Box | None) -> str:
+        """Return the digest as :meth:`digest` has it, with samples only of chunks that touch a box."""
         described = self._array.metadata.to_dict()
         described.pop("attributes", None)
         facts = [described, self.info.shape, self._spatial]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for sample in sync(self._stored_samples()):
+        for sample in sync(self._stored_samples(box)):
             # Length first, so that "no chunk" differs from an empty one and samples cannot run into each
             # other.
             digest.update(b"-" if sample is None else f"{len(sample)}:".encode() + sample)
         return digest.hexdigest()
 
-    async def _stored_samples(self) -> list[bytes | None]:
+    async def _stored_samples(self, box: Box | None) -> list[bytes | None]:
         """Read the first 4 KiB of stored chunks (or shards) spread evenly over the array, in order."""
-        array = self._array
-        stored = array.shards or array.chunks
-        grid = tuple(math.ceil(size / chunk) for size, chunk in zip(array.shape, stored, strict=True))
-        count = math.prod(grid)
+        keys = self._layout.sampled_keys(_SAMPLES, box)
+        store = self._array.store_path.store
+        if isinstance(store, ChunkStore):
+            return await store.samples(keys, _SAMPLE_BYTES)
         prototype = default_buffer_prototype()
-        samples: list[bytes | None] = []
-        for number in sorted({index * (count - 1) // (_SAMPLES - 1) for index in range(_SAMPLES)}):
-            position = tuple(int(i) for i in np.unravel_index(number, grid))
-            path = array.store_path / array.metadata.encode_chunk_key(position)
-            found = await path.get(prototype, byte_range=RangeByteRequest(0, _SAMPLE_BYTES))
-            samples.append(None if found is None else found.to_bytes())
-        return samples
+        part = RangeByteRequest(0, _SAMPLE_BYTES)
+        found = await asyncio.gather(*(store.get(key, prototype, part) for key in keys))
+        return [None if sample is None else sample.to_bytes() for sample in found]
 
     def close(self) -> None:
-        """Forget the decoded chunks."""
-        self._layers.clear()
+        """Forget the decoded chunks, and close the connections of a remote store."""
+        self._bands.clear()
+        if self._chunks is not None:
+            self._chunks.close()
 
 
-_Box = tuple[Span, Span, Span]
+def _within_layers(z: Span, chunk: int, depth: int) -> Iterator[Span]:
+    """Cut a run of slices at the borders of chunk layers, and of the bands of ``depth`` slices within them."""
+    for part in cut(z, chunk):
+        if depth < 1 or depth >= chunk:
+            yield part
+            continue
+        start = part.start // chunk * chunk
+        for band in cut(Span(part.start - start, part.stop - start), depth):
+            yield Span(band.start + start, band.stop + start)
 
 
-class _LayerCache:
-    """Decoded chunk layers, for each column of chunks the last one, the least recently used dropped first."""
+def _band(part: Span, layer: Span, depth: int) -> Span | None:
+    """Return the band of ``depth`` slices of a layer that holds ``part``; None if none can be kept."""
+    if depth < 1:
+        return None
+    inside = aligned(Span(part.start - layer.start, part.stop - layer.start), depth, layer.size)
+    return Span(inside.start + layer.start, inside.stop + layer.start)
+
+
+def _groups(box: Box, chunks: Shape3, itemsize: int) -> Iterator[Box]:
+    """Cut a box at chunk borders into parts of as many chunks as may be decoded at once."""
+    spans = [cut(span, size) for span, size in zip(box, chunks, strict=True)]
+    most = max(1, _DECODE_BYTES // (math.prod(chunks) * itemsize))
+    if math.prod(len(runs) for runs in spans) <= most:
+        yield box
+        return
+    for z, y in itertools.product(spans[0], spans[1]):
+        for xs in (spans[2][i : i + most] for i in range(0, len(spans[2]), most)):
+            yield z, y, Span(xs[0].start, xs[-1].stop)
+
+
+class _BandCache:
+    """Decoded slices, for each column of chunks the last ones, the least recently used dropped first."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[Span, Span], tuple[Span, Array]] = OrderedDict()
 
-    def get(self, box: _Box, decode: Any) -> Array:  # noqa: ANN401 - typed below
+    def get(self, box: Box, decode: Callable[[Box], Array]) -> Array:
+        """Return the slices of a box, which ``decode`` makes if they are not here."""
         z, *column = box
         key = (column[0], column[1])
         # Decoding under the lock: threads that ask for the same layer wait for it instead of decoding it
@@ -154,13 +232,15 @@ class _LayerCache:
                 self._kept.move_to_end(key)
                 return kept[1]
             self._kept.pop(key, None)
-            layer: Array = decode(box)
+            kept = None  # or the old slices would stay until the new ones are there
+            layer = decode(box)
             self._kept[key] = (z, layer)
             while sum(array.nbytes for _, array in self._kept.values()) > self.most_bytes:
                 self._kept.popitem(last=False)
             return layer
 
     def clear(self) -> None:
+        """Forget everything."""
         with self._lock:
             self._kept.clear()
 
@@ -289,7 +369,8 @@ def _volume(
         origin=placement.origin,
         warnings=warnings,
     )
-    return ZarrVolume(array, info, spatial=placement.spatial, cache_bytes=cache_bytes)
+    chunk_store = source.store if isinstance(source.store, ChunkStore) else None
+    return ZarrVolume(array, info, spatial=placement.spatial, cache_bytes=cache_bytes, chunk_store=chunk_store)
 
 
 def _check_type(dtype: np.dtype[Any], uri: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etsam_zarr_cli.run_options import Prepared
+from etsam_zarr_cli.traffic import plan_line
 
 from etsam_zarr.plan import RunPlan, StagePlan
 from etsam_zarr.volume import VolumeInfo
@@ -37,6 +38,7 @@ def plan_lines(prepared: Prepared, projection: Projection, *, device: str, preci
         f"memory     {bytes_text(projection.host)} on the host"
         + (f", {bytes_text(projection.device)} on {device}" if projection.device else ""),
         f"disk       {bytes_text(projection.disk)} at most",
+        *([] if prepared.need is None else [plan_line(prepared.need, prepared.remote.cache)]),
     ]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from etsam_zarr_cli.run_options import Prepared
+from etsam_zarr_cli.traffic import cached_bytes, room
 
 from etsam_zarr.config import PROFILES, Precision
 from etsam_zarr.device import choose_device, choose_precision
 from etsam_zarr.memory import Projection, project
+from etsam_zarr.remote import supply_of
 
 # What is squeezed; tiles never are.
 _IMAGES = {"whole": "A slice", "quadrants": "A quadrant"}
@@ -38,6 +40,10 @@ class Resources:
             prepared.plan, prepared.model.config, prepared.volume.info, weights=prepared.model.weight_bytes(),
             on_host=device.type == "cpu", half=precision == "bfloat16",
         )  # fmt: skip
+        if prepared.need is not None:
+            memory, disk = room(prepared.need, prepared.remote.cache)
+            disk = max(0, disk - cached_bytes(supply_of(prepared.volume)))
+            projection = replace(projection, host=projection.host + memory, disk=projection.disk + disk)
         free = None if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
         warnings = [*prepared.volume.info.warnings, *_replaced(prepared, given["profile"])]
         if prepared.plan.squeezed > 1:

@@ -8,6 +8,7 @@ import click
 from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.report import plan_lines
 from etsam_zarr_cli.run_options import Prepared, prepare, run_options
+from etsam_zarr_cli.traffic import remove_default_cache, summary_lines
 
 from etsam_zarr.events import Notice
 
@@ -52,6 +53,8 @@ def command(
             f"({1 - summary.model_seconds / summary.seconds:.0%} outside of it)"
         )
     click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")
+    for line in summary_lines(prepared.volume):
+        click.echo(line)
     click.echo(f"run store  {prepared.destination}")
     if post_process:
         from etsam_zarr_cli.postprocess import command as postprocess
@@ -82,4 +85,6 @@ def segment(
         ome_zarr=given["ome_zarr"], level=given["level"], overwrite=overwrite,
     )  # fmt: skip
     with prepared.volume:
-        return prepared, run(prepared.volume, prepared.destination, request, on_event=progress)
+        summary = run(prepared.volume, prepared.destination, request, on_event=progress)
+        remove_default_cache(prepared.volume, asked_for=given["cache"] is not None)
+    return prepared, summary

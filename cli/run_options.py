@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 from etsam_zarr_cli.portal_options import CHOICE_OPTIONS, chosen, given_choice
+from etsam_zarr_cli.remote_options import (
+    ACCESS_OPTIONS,
+    CACHE_OPTION,
+    REGION_OPTIONS,
+    given_access,
+    given_cache,
+    given_region,
+)
+from etsam_zarr_cli.traffic import need_of
 from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 
+from etsam_zarr.chunk_supply import Need
 from etsam_zarr.config import PROFILES, Settings, resolve_settings
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.modelspec import ModelSpec, choose_model
 from etsam_zarr.plan import RunPlan, plan_run
+from etsam_zarr.remote import RemoteOptions, keep_chunks
 from etsam_zarr.remote_address import is_remote
 from etsam_zarr.runstore import SUFFIX
 from etsam_zarr.sources import open_volume
@@ -75,6 +86,9 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="OME-Zarr version of the run store.",
     ),
     *CHOICE_OPTIONS,
+    *REGION_OPTIONS,
+    CACHE_OPTION,
+    *ACCESS_OPTIONS,
 ]  # fmt: skip
 
 
@@ -87,6 +101,10 @@ class Prepared:
     settings: Settings
     model: ModelSpec
     plan: RunPlan
+    remote: RemoteOptions
+    """How the volume was opened, and where its chunks are kept, if it is remote."""
+    need: Need | None
+    """What it will fetch, if it is remote."""
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,11 +125,16 @@ def prepare(given: dict[str, Any]) -> Prepared:
         given["profile"], model_settings=model.settings, **{name: given[name] for name in names}
     )
     source = chosen(given["source"], given_choice(given))
-    volume = open_volume(source, level=given["level"], voxel_size=given["voxel_size"])
+    access = given_access(given)
+    opened = open_volume(source, level=given["level"], voxel_size=given["voxel_size"], remote=access)
+    volume = given_region(opened, given)
     plan = plan_run(
         volume.info.shape, settings, model.config, voxel_bytes=volume.info.dtype.itemsize, slab=given["slab"]
     )
-    return Prepared(volume, _destination(given, volume), settings, model, plan)
+    destination = _destination(given, volume)
+    remote = replace(access, cache=given_cache(given, destination))
+    keep_chunks(volume, remote.cache)
+    return Prepared(volume, destination, settings, model, plan, remote, need_of(volume))
 
 
 def _destination(given: dict[str, Any], volume: Volume) -> Path:

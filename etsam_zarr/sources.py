@@ -15,7 +15,7 @@ from etsam_zarr.mrc import MrcVolume
 from etsam_zarr.portal import Found, resolve
 from etsam_zarr.portal_address import PREFIX
 from etsam_zarr.remote import RemoteOptions, open_remote
-from etsam_zarr.remote_address import RemoteAddress, is_remote
+from etsam_zarr.remote_address import RemoteAddress, as_uri, is_remote
 from etsam_zarr.volume import Volume
 from etsam_zarr.zarr_volume import ZarrSource, open_zarr_volume
 
@@ -71,13 +71,14 @@ def open_volume(
         raise SettingsError(f"A voxel size of {voxel_size} A is out of range: each edge must be above 0.")
     if level < 0:
         raise SettingsError(f"Level {level} is out of range: the finest level is 0.")
-    meant = resolve(str(uri))
+    uri = as_uri(uri)
+    meant = resolve(uri)
     if meant is not None:
         return _open_meant(meant, level=level, voxel_size=voxel_size, remote=remote)
-    if is_remote(str(uri)):
-        address = RemoteAddress.parse(str(uri))
+    if is_remote(uri):
+        address = RemoteAddress.parse(uri)
         return open_remote(address, base_name(address.path), level=level, voxel_size=voxel_size, options=remote)
-    path = Path(str(uri).removeprefix("file://")).expanduser()
+    path = Path(uri.removeprefix("file://")).expanduser()
     try:
         exists = path.exists()
     except OSError as error:

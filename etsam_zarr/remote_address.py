@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
@@ -11,6 +12,7 @@ from etsam_zarr.errors import InputError
 
 SCHEMES = ("https", "http", "s3")
 
+_SWALLOWED = re.compile(rf"^((?:{'|'.join(SCHEMES)}|file):)/(?!/)", re.IGNORECASE)
 # user:password@ after the scheme, and everything from a question mark on: both can hold secrets.
 _SECRETS = re.compile(r"(?P<scheme>\w+://)[^\s/@'\"]*@|\?[^\s'\")\]]*")
 
@@ -88,6 +90,15 @@ def is_remote(uri: str) -> bool:
     """
     scheme, separator, _ = uri.partition("://")
     return bool(separator) and scheme != "file"
+
+
+def as_uri(uri: str | Path) -> str:
+    """Return a path or address as text; an address that went through a ``Path``, which swallows a slash, gets it back.
+
+    >>> as_uri(Path("https://host/a.zarr")), as_uri("a.mrc")
+    ('https://host/a.zarr', 'a.mrc')
+    """
+    return _SWALLOWED.sub(r"\1//", str(uri))
 
 
 def redact(text: str) -> str:

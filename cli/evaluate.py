@@ -5,22 +5,52 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+from etsam_zarr_cli.comparison import Comparison
 from etsam_zarr_cli.progress import Progress
-from etsam_zarr_cli.result_options import PATH, any_label, input_label, numbers, region
+from etsam_zarr_cli.result_options import PATH, any_label, input_label, numbers, region, where
 
 from etsam_zarr.block_grid import Box
 from etsam_zarr.errors import EtsamZarrError, SettingsError
+from etsam_zarr.events import Notice
 
 if TYPE_CHECKING:
     from etsam_zarr.evaluate import Evaluation
+    from etsam_zarr.manifest import Pair
+    from etsam_zarr.portal_table import TruthWish, Unresolved
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    """Turn ``"26081,12765"`` into numbers; ETSAM's tables have ``|`` between."""
+    parts = text.replace("|", ",").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{text!r} is no list of annotation ids, such as 26081,12765.")
+    return tuple(map(int, parts))
 
 
 @click.command()
-@click.argument("prediction", metavar="[PRED", type=PATH, required=False)
-@click.argument("truth", metavar="TRUTH]", type=PATH, required=False)
+@click.argument("prediction", metavar="[PRED", required=False)
+@click.argument("truth", metavar="TRUTH]", required=False)
+@click.option(
+    "--truth",
+    "truth_option",
+    metavar="TRUTH",
+    help="TRUTH as an option; 'portal' takes the masks that the CryoET Data Portal has of PRED's run, or those of the "
+    "manifest's column annotation_ids.",
+)
+@click.option(
+    "--annotation-ids",
+    type=_ids,
+    metavar="ID[,ID...]",
+    help="With --truth portal: the annotations whose union is the truth.",
+)
+@click.option(
+    "--truth-object",
+    metavar="TEXT",
+    help="With --truth portal: all masks of objects whose name has TEXT, such as membrane, where no ids are given.",
+)
 @click.option(
     "--logit-threshold",
     "thresholds",
@@ -36,39 +66,57 @@ if TYPE_CHECKING:
 @click.option("--manifest", type=PATH, help="CSV with a line for each pair, instead of PRED and TRUTH.")
 @click.option("--prediction-path", default="{prediction}", show_default=True, help="How a line gives the prediction.")
 @click.option("--truth-path", default="{truth}", show_default=True, help="How a line gives the truth.")
+@where
 @click.option("--csv", "table", type=PATH, help="Write a line for each pair to this CSV.")
 @click.option("--scratch", type=PATH, help="Folder for sorting scores, 4 bytes a voxel. [default: beside PRED]")
 @input_label
 @any_label
 def command(
-    prediction: Path | None, truth: Path | None, thresholds: tuple[float, ...] | None, roi: Box | None,
-    tolerance: float, curve: bool, figure: Path | None, as_json: bool, manifest: Path | None, prediction_path: str,
-    truth_path: str, table: Path | None, scratch: Path | None, label: str | None, any_label: bool,
+    prediction: str | None, truth: str | None, truth_option: str | None, annotation_ids: tuple[int, ...] | None,
+    truth_object: str | None, thresholds: tuple[float, ...] | None, roi: Box | None, tolerance: float, curve: bool,
+    figure: Path | None, as_json: bool, manifest: Path | None, prediction_path: str, truth_path: str,
+    conditions: dict[str, str], table: Path | None, scratch: Path | None, label: str | None, any_label: bool,
 ) -> int:  # fmt: skip
     """Compare PRED with the mask TRUTH: Dice, IoU, precision, recall; for scores also AUPRC.
 
     PRED is a run store (its logits; a label of it with --label), a mask of integers, or a file of
-    floating-point scores.
+    floating-point scores. Both may be addresses (https, s3, CryoET Data Portal).
     """
     from etsam_zarr.curve_figure import save_curve_figure
     from etsam_zarr.manifest import Pair, read_manifest, write_results
+    from etsam_zarr.portal_table import Unresolved
+    from etsam_zarr.sources import as_place
 
+    if truth is not None and truth_option is not None:
+        raise click.UsageError("Give TRUTH or --truth, not both.")
+    truth = truth or truth_option
+    on_portal = truth == "portal"
+    if not on_portal and (annotation_ids or truth_object):
+        raise click.UsageError("--annotation-ids and --truth-object go with --truth portal.")
     if manifest is not None:
-        if prediction is not None:
-            raise click.UsageError("Give PRED and TRUTH, or --manifest, not both.")
-        pairs = read_manifest(manifest, prediction=prediction_path, truth=truth_path)
-    elif prediction is None or truth is None:
+        if prediction is not None or annotation_ids or not (truth is None or on_portal):
+            raise click.UsageError("Give PRED and TRUTH, or --manifest, not both; its lines name the truths.")
+        pairs = read_manifest(
+            manifest, prediction=prediction_path, truth=None if on_portal else truth_path, conditions=conditions
+        )
+    elif prediction is None or truth is None or conditions:
         raise click.UsageError("Give PRED and TRUTH, or --manifest with a CSV of pairs.")
     else:
-        pairs = [Pair({"prediction": str(prediction), "truth": str(truth)}, prediction, truth)]
-    asked = _Asked(thresholds, roi, tolerance, curve, label, any_label, scratch)
+        place = None if on_portal else as_place(truth)
+        pairs = [Pair({"prediction": prediction, "truth": truth}, as_place(prediction), place)]
+    asked = Comparison(thresholds, roi, tolerance, curve, label, any_label, scratch)
     progress = Progress()
     rows: list[dict[str, float | str]] = []
     done: dict[str, Evaluation] = {}
     try:
         for pair in pairs:
+            wanted = pair.truth or _wish(pair, manifest, annotation_ids or (), truth_object)
+            if isinstance(wanted, Unresolved):
+                progress(Notice(f"{pair.prediction} is skipped: {wanted.reason}."))
+                rows.append({"skipped": wanted.reason})
+                continue
             try:
-                found = asked.evaluate(pair.prediction, pair.truth, progress)
+                found = asked.evaluate(pair.prediction, wanted, pair.columns, progress)
             except EtsamZarrError as error:
                 if manifest is None:
                     raise
@@ -84,7 +132,7 @@ def command(
         progress.close()
     if as_json:
         records = [
-            {**pair.columns, **(done[str(pair.prediction)].as_json() if "error" not in row else row)}
+            {**pair.columns, **(row if row.keys() & {"error", "skipped"} else done[str(pair.prediction)].as_json())}
             for pair, row in zip(pairs, rows, strict=True)
         ]
         click.echo(json.dumps(records if manifest is not None else records[0], indent=2))
@@ -97,65 +145,29 @@ def command(
                 "--figure draws the curve of scores, and there are none: PRED is a mask, or --no-curve."
             )
         save_curve_figure(curves, figure)
-    failed = len(pairs) - len(done)
+    failed = sum("error" in row for row in rows)
     if failed:
         click.echo(f"Error: {failed} of {len(pairs)} pairs could not be compared; see above.", err=True)
-    return 1 if failed else 0
+    elif not done:
+        click.echo(
+            f"Error: none of the {len(pairs)} lines names a truth on the CryoET Data Portal. Give --truth-object "
+            "membrane for all membrane masks that it has of a run, or --truth-path for masks of your own.", err=True,
+        )  # fmt: skip
+    return 1 if failed or not done else 0
 
 
-class _Asked:
-    """What to do with every pair."""
+def _wish(
+    pair: Pair, manifest: Path | None, annotation_ids: tuple[int, ...], object_name: str | None
+) -> TruthWish | Unresolved:
+    """Return which masks of the portal are the truth of a pair."""
+    from etsam_zarr.portal_table import TruthWish, truth_of
 
-    def __init__(
-        self, thresholds: tuple[float, ...] | None, roi: Box | None, tolerance: float, curve: bool, label: str | None,
-        any_label: bool, scratch: Path | None,
-    ) -> None:  # fmt: skip
-        self._thresholds = thresholds
-        self._options: dict[str, Any] = {"roi": roi, "tolerance": tolerance, "curve": curve}
-        self._label = label
-        self._any_label = any_label
-        self._scratch = scratch
-
-    def evaluate(self, prediction: Path, truth: Path, progress: Progress) -> Evaluation:
-        from etsam_zarr.evaluate import EvaluationSettings, evaluate_mask, evaluate_scores
-        from etsam_zarr.ledger import Ledger
-        from etsam_zarr.masks import BinaryMask, VolumeBox
-        from etsam_zarr.results import Source
-        from etsam_zarr.sources import open_volume
-
-        given = Source.at(prediction, label=self._label)
-        scratch = (self._scratch or prediction.parent) / f".{prediction.name}.curve"
-        with open_volume(truth) as true_volume:
-            true = BinaryMask(true_volume, name=str(truth), any_label=self._any_label)
-            if given.store is not None and self._label is None:
-                from etsam_zarr.pipeline import final_scores
-
-                store = given.require_logits()
-                # What the mask of the run was made with last.
-                mask_record = Ledger(store.path / "ledger").finished("mask") or store.record["settings"]
-                own = float(mask_record["logit_threshold"])
-                settings = EvaluationSettings(thresholds=self._thresholds or (own,), **self._options)
-                return evaluate_scores(
-                    final_scores(store), true, scratch=scratch, settings=settings, name=str(prediction),
-                    on_event=progress,
-                )  # fmt: skip
-            with given.open_mask() as volume:
-                settings = EvaluationSettings(thresholds=self._thresholds or (0.0,), **self._options)
-                if volume.info.dtype.kind == "f":
-                    return evaluate_scores(
-                        VolumeBox(volume), true, scratch=scratch, settings=settings, name=str(prediction),
-                        on_event=progress,
-                    )  # fmt: skip
-                if self._thresholds is not None:
-                    raise SettingsError(
-                        f"{prediction} is a mask ({volume.info.dtype}), and --logit-threshold makes masks of scores. "
-                        "Leave it out."
-                    )
-                mask = BinaryMask(volume, name=str(prediction), any_label=self._any_label)
-                return evaluate_mask(mask, true, settings=settings, on_event=progress)
+    if manifest is not None:
+        return truth_of(pair.columns, object_name=object_name)
+    return TruthWish(annotation_ids, object_name)
 
 
-def _show(prediction: Path, found: Evaluation) -> None:
+def _show(prediction: Path | str, found: Evaluation) -> None:
     """Print a table for people."""
     from etsam_zarr.metrics import ratios
 

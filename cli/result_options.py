@@ -27,6 +27,24 @@ block = click.option(
 )
 
 
+def _condition(text: str) -> tuple[str, str]:
+    column, separator, value = text.partition("=")
+    if not (column and separator):
+        raise click.BadParameter(f"{text!r} is no condition: give COLUMN=VALUE, such as split=test.")
+    return column, value
+
+
+where = click.option(
+    "--where",
+    "conditions",
+    type=_condition,
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    callback=lambda _context, _option, given: dict(given),
+    help="Only lines of the manifest with this value in this column, such as split=test; may be repeated.",
+)
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Turn ``"-0.5,0"`` into numbers.
 

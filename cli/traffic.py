@@ -93,4 +93,5 @@ def cached_bytes(supply: ChunkSupply | None) -> int:
 def _text(count: float) -> str:
     from etsam_zarr_cli.report import bytes_text
 
-    return bytes_text(count)
+    text: str = bytes_text(count)
+    return text

@@ -56,6 +56,9 @@ from etsam_zarr.model_config import BUNDLED_MODEL
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
 @click.option("--steps-per-epoch", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Instead of the recipe's; lower to fine-tune."
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's.")
 @click.option("--accumulate", type=click.IntRange(min=1), help="Forward passes per optimizer step.")
 @click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="Instead of the recipe's.")

@@ -8,6 +8,15 @@ from typing import Any
 import click
 from etsam_zarr_cli.portal_options import choice_options, chosen, given_choice
 from etsam_zarr_cli.progress import Progress
+from etsam_zarr_cli.remote_options import (
+    CACHE_OPTION,
+    REGION_OPTIONS,
+    access_options,
+    given_cache,
+    given_region,
+    with_options,
+)
+from etsam_zarr_cli.traffic import remove_default_cache, summary_lines
 from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 from etsam_zarr_cli.triples import whole_zyx
 
@@ -17,6 +26,7 @@ from etsam_zarr.events import Notice
 from etsam_zarr.geometry import Shape3, pyramid_shapes
 from etsam_zarr.mrc_write import MrcPlan, slabs_of, write_mrc
 from etsam_zarr.ome import OmeVersion
+from etsam_zarr.remote import keep_chunks
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import VolumeInfo
 
@@ -54,6 +64,8 @@ _MRC_SUFFIXES = (".mrc", ".rec", ".map")
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT once the new one is complete.")
 @choice_options
+@with_options([*REGION_OPTIONS, CACHE_OPTION])
+@access_options
 def command(
     source: str,
     destination: Path,
@@ -63,7 +75,7 @@ def command(
     level: int,
     voxel_size: tuple[float, float, float] | None,
     overwrite: bool,
-    **choice: Any,  # noqa: ANN401
+    **given: Any,  # noqa: ANN401
 ) -> None:
     """Convert the tomogram INPUT to OUTPUT: OME-Zarr with a pyramid, or MRC where OUTPUT ends in .mrc.
 
@@ -72,7 +84,10 @@ def command(
     """
     progress = Progress()
     try:
-        with open_volume(chosen(source, given_choice(choice)), level=level, voxel_size=voxel_size) as volume:
+        opened = open_volume(chosen(source, given_choice(given)), level=level, voxel_size=voxel_size)
+        with given_region(opened, given) as volume:
+            # Each layer serves once, so the scratch folder lets go of what has passed; one that was named keeps it.
+            keep_chunks(volume, given_cache(given, destination), lasting=given["cache"] is not None)
             info = volume.info
             for warning in info.warnings:
                 progress(Notice(warning, warning=True))
@@ -86,9 +101,12 @@ def command(
                 settings = ConvertSettings(version=version, chunks=chunks, shards=shards)
                 convert(volume, destination, settings=settings, overwrite=overwrite, on_event=progress)
                 kind = f"OME-Zarr {version}, {len(pyramid_shapes(info.shape))} levels"
+            remove_default_cache(volume, asked_for=given["cache"] is not None)
     finally:
         progress.close()
     click.echo(_summary(info, destination, kind))
+    for line in summary_lines(volume):
+        click.echo(f"  {line}")
 
 
 def _summary(info: VolumeInfo, destination: Path, kind: str) -> str:

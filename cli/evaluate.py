@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from etsam_zarr_cli.comparison import Comparison
 from etsam_zarr_cli.progress import Progress
+from etsam_zarr_cli.remote_options import access_options
 from etsam_zarr_cli.result_options import PATH, any_label, input_label, numbers, region, where
 
 from etsam_zarr.block_grid import Box
@@ -71,6 +72,7 @@ def _ids(text: str) -> tuple[int, ...]:
 @click.option("--scratch", type=PATH, help="Folder for sorting scores, 4 bytes a voxel. [default: beside PRED]")
 @input_label
 @any_label
+@access_options
 def command(
     prediction: str | None, truth: str | None, truth_option: str | None, annotation_ids: tuple[int, ...] | None,
     truth_object: str | None, thresholds: tuple[float, ...] | None, roi: Box | None, tolerance: float, curve: bool,

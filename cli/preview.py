@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 from etsam_zarr_cli.portal_options import choice_options, chosen, given_choice
+from etsam_zarr_cli.remote_options import REGION_OPTIONS, access_options, given_region, with_options
 from etsam_zarr_cli.result_options import PATH, input_label, numbers
+from etsam_zarr_cli.traffic import summary_lines
 from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 
 
@@ -30,10 +32,12 @@ from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 @click.option("--voxel-size", type=to_voxel_size, metavar="A[,A,A]", help="Voxel size in angstrom, one or z,y,x.")
 @input_label
 @choice_options
+@with_options(REGION_OPTIONS)
+@access_options
 def command(
     source: str, output: Path | None, mask: str | None, no_mask: bool, truth: str | None, slices: int, columns: int,
     panel: int, percentiles: tuple[float, ...], voxel_size: tuple[float, float, float] | None, label: str | None,
-    **choice: Any,  # noqa: ANN401
+    **asked: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
     """Draw slices and cuts of RUN, or of a tomogram (MRC, OME-Zarr), with the membranes outlined."""
     if len(percentiles) != 2:
@@ -45,15 +49,22 @@ def command(
 
     settings = PreviewSettings(slices, columns, panel, (percentiles[0], percentiles[1]))
     given = Source.at(Path(source), label=label)
-    source = chosen(source, given_choice(choice))
+    source = chosen(source, given_choice(asked))
     with contextlib.ExitStack() as stack:
         # A run store is itself an image: a reduced copy of its tomogram, large enough for a sheet.
-        volume = stack.enter_context(open_for_pixels(source, panel, voxel_size=voxel_size))
+        in_region = asked["roi"] is not None or asked["roi_angstrom"] is not None
+        if in_region:
+            volume = given_region(stack.enter_context(open_volume(source, voxel_size=voxel_size)), asked)
+        else:
+            volume = stack.enter_context(open_for_pixels(source, panel, voxel_size=voxel_size))
         beside = Path(f"{volume.info.name}.png")
         if not is_remote(volume.info.uri):
             beside = Path(source).with_name(f"{base_name(source)}.png")
         place = output or beside
-        depth = given.store.shape[0] if given.store else stack.enter_context(open_volume(source)).info.shape[0]
+        if in_region:
+            depth = volume.info.shape[0]
+        else:
+            depth = given.store.shape[0] if given.store else stack.enter_context(open_volume(source)).info.shape[0]
         outlined = None
         if mask is not None:
             outlined = stack.enter_context(open_for_pixels(mask, panel))
@@ -63,3 +74,5 @@ def command(
         tinted = stack.enter_context(open_for_pixels(truth, panel)) if truth is not None else None
         save_sheet(contact_sheet(volume, outlined, truth=tinted, settings=settings, depth=depth), place)
     click.echo(f"sheet  {place}")
+    for line in summary_lines(volume):
+        click.echo(line, err=True)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from tiny import texture, write_tomogram
 
 from etsam_zarr.bundled import (
     BUNDLED_SETTINGS,
+    CHECKSUMS,
     MOST_BYTES,
     bundled_paths,
     bundled_state,
@@ -78,6 +83,22 @@ def test_its_files_are_small_and_whole() -> None:
         assert path.stat().st_size <= MOST_BYTES
         weights = read_checkpoint(path)
         assert all(not value.is_floating_point() or value.element_size() == 2 for value in weights.values())
+
+
+@pytest.mark.usefixtures("bundled_model")
+def test_the_wheel_brings_it(tmp_path: Path) -> None:
+    root, source = Path(__file__).parents[1], tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    for name in ("etsam_zarr", "cli"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        for path in (*bundled_paths(), bundled_paths()[0].with_name(CHECKSUMS)):
+            assert content.read(f"etsam_zarr/models/{path.name}") == path.read_bytes()
 
 
 @pytest.mark.usefixtures("bundled_model", "no_etsam_weights")

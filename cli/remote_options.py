@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import click
 from etsam_zarr_cli.result_options import region
 
 from etsam_zarr.errors import SettingsError
-from etsam_zarr.remote import RemoteOptions
+from etsam_zarr.remote import RemoteOptions, opening_with
 from etsam_zarr.roi import RoiVolume, box_of_angstrom
 from etsam_zarr.volume import Volume
 
@@ -72,6 +73,19 @@ def with_options(options: list[Callable[[Any], Any]]) -> Callable[[Callable[...,
         return command
 
     return decorate
+
+
+def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of access, for every address that it opens."""
+
+    @functools.wraps(command)
+    def with_access(*args: Any, **given: Any) -> Any:  # noqa: ANN401
+        names = ("s3_endpoint", "s3_profile", "missing_chunks")
+        access = given_access({name: given.pop(name) for name in names})
+        with opening_with(access):
+            return command(*args, **given)
+
+    return with_options(ACCESS_OPTIONS)(with_access)
 
 
 def given_access(given: Mapping[str, Any]) -> RemoteOptions:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +48,19 @@ class RemoteOptions:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
+_defaults: ContextVar[RemoteOptions | None] = ContextVar("how addresses are opened", default=None)
+
+
+@contextlib.contextmanager
+def opening_with(options: RemoteOptions) -> Iterator[None]:
+    """Open addresses so within this context where nothing else is said: truths, masks and inputs of a command alike."""
+    token = _defaults.set(options)
+    try:
+        yield
+    finally:
+        _defaults.reset(token)
+
+
 def open_store(address: RemoteAddress, options: RemoteOptions | None = None) -> RemoteStore:
     """Return a store of what lies at an address; nothing is requested yet.
 
@@ -53,7 +69,7 @@ def open_store(address: RemoteAddress, options: RemoteOptions | None = None) -> 
     SettingsError
         The endpoint or profile cannot be used.
     """
-    options = options or RemoteOptions()
+    options = options or _defaults.get() or RemoteOptions()
     below = _s3(address, options) if address.scheme == "s3" else HttpStore(address)
     return RemoteStore(below, address.shown, retry=options.retry)
 
@@ -77,7 +93,7 @@ def open_remote(
     SettingsError
         An option cannot be used.
     """
-    options = options or RemoteOptions()
+    options = options or _defaults.get() or RemoteOptions()
     store = open_store(address, options)
     # Until the caller gives another shelf, what has passed is dropped.
     chunks = ChunkStore(store, MemoryShelf(lasting=False), missing=options.missing_chunks)
@@ -130,6 +146,11 @@ def _explain_absence(store: RemoteStore, address: RemoteAddress) -> str:
             f"is private, or there is no Zarr at this path. {credentials}."
         )
     start = _first_bytes(address, store)
+    if start is None and _no_bucket(store):
+        return (
+            f"There is no bucket for {address.shown}: the store answers NoSuchBucket. Check its name, and "
+            "--s3-endpoint if it does not lie at Amazon."
+        )
     if start is None:
         return (
             f"There is no Zarr at {address.shown}: none of zarr.json, .zgroup and .zarray is there. Check the path; it "
@@ -143,6 +164,18 @@ def _explain_absence(store: RemoteStore, address: RemoteAddress) -> str:
         else "Give the address of a Zarr folder"
     )
     return f"{address.shown} is {kind}, not a Zarr. {remedy}."
+
+
+def _no_bucket(store: RemoteStore) -> bool:
+    """Say whether the server says that there is no bucket; zarr's store takes that for a missing key."""
+    below = store.below
+    if not isinstance(below, ObjectStore):
+        return False
+    try:
+        below.store.get("zarr.json")
+    except Exception as error:  # noqa: BLE001 - whatever it is, there is no word of the bucket in it
+        return "NoSuchBucket" in str(error)
+    return False
 
 
 def _first_bytes(address: RemoteAddress, store: RemoteStore) -> bytes | None:

@@ -131,6 +131,11 @@ class RemoteStore(WrapperStore[Store]):
         return False
 
     @property
+    def below(self) -> Store:
+        """The store that makes the requests."""
+        return self._store
+
+    @property
     def forbidden(self) -> bool:
         """Whether a 403 was taken for "not there"."""
         return bool(self._seen.forbidden)
@@ -190,13 +195,8 @@ class RemoteStore(WrapperStore[Store]):
             self.traffic.sent(metadata=metadata, again=retry > 0)
             try:
                 answer = await once()
-            except _NOT_HERE as error:
+            except _NOT_HERE:
                 self._seen.answers += 1
-                if "NoSuchBucket" in str(error):
-                    raise RemoteError(
-                        f"There is no bucket for {self.shown}: the store answers NoSuchBucket. Check the name of the "
-                        "bucket, and --s3-endpoint if it does not lie at Amazon."
-                    ) from None
                 return None
             except Trouble as error:
                 trouble = error

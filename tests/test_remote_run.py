@@ -12,10 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pytest
 import tiny
+import zarr
 from etsam_zarr_cli.main import main
+from etsam_zarr_cli.report import bytes_text
 from http_server import WebServer, serving
 from portal_store import stored_bytes, write_portal_store
 
@@ -201,3 +204,41 @@ def test_secrets_stay_out_of_records_and_output(
         assert "hush" not in text
     assert json.loads((store / "run.json").read_text())["source"] == f"{web.url}/tomo.zarr"
     assert all(request.query == "token=sesame" for request in web.requests)
+
+
+def test_convert_fetches_each_chunk_once_and_cleans_up(
+    web: WebServer, voxels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", f"{web.url}/tomo.zarr", str(tmp_path / "a.zarr"), "--chunks", "4,32,32"]) == 0
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr" / "0", mode="r")[...], voxels)
+    assert set(chunks(web).values()) == {1}
+    assert "traffic" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+    region = ["--roi", "2:9,0:50,64:128", "--cache", "none"]
+    assert main(["convert", f"{web.url}/tomo.zarr", str(tmp_path / "b.mrc"), *region]) == 0
+    with mrcfile.open(tmp_path / "b.mrc") as file:
+        np.testing.assert_array_equal(file.data, voxels[2:9, :50, 64:128])
+
+
+def test_preview_and_evaluate_take_addresses(
+    web: WebServer, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert main(["preview", f"{web.url}/tomo.zarr", "-o", str(sheet), "--roi", "0:8,0:64,0:64", "--panel", "64"]) == 0
+    assert sheet.stat().st_size > 1000
+    assert {request.key for request in web.requests if request.key[-1].isdigit()} == {"tomo.zarr/0/0/0/0"}
+    mask = web.url + "/local.etsam.zarr/labels/membranes"
+    capsys.readouterr()
+    assert main(["evaluate", str(stored / "local.etsam.zarr"), mask, "--no-curve", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["masks"][0]["dice"] == 1
+    assert main(["evaluate", mask, mask, "--json", "--roi", "0:5,0:9,0:9"]) == 0
+
+
+def test_plan_says_what_would_be_read_and_reads_none_of_it(
+    web: WebServer, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", f"{web.url}/tomo.zarr", *tiny.OPTIONS, "-o", str(tmp_path / "a.etsam.zarr")]) == 0
+    size = bytes_text(stored_bytes(stored / "tomo.zarr"))
+    assert f"traffic    {size} in {CHUNK_COUNT} chunks, as the server says" in capsys.readouterr().out
+    assert not chunks(web)
+    assert not list(tmp_path.iterdir())

@@ -83,6 +83,7 @@ def segment(
     request = RunRequest(
         prepared.plan, prepared.settings, prepared.model, resources.precision, resources.device,
         ome_zarr=given["ome_zarr"], level=given["level"], overwrite=overwrite,
+        remote=prepared.remote,
     )  # fmt: skip
     with prepared.volume:
         summary = run(prepared.volume, prepared.destination, request, on_event=progress)

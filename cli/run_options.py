@@ -19,6 +19,7 @@ from etsam_zarr_cli.remote_options import (
 )
 from etsam_zarr_cli.traffic import need_of
 from etsam_zarr_cli.triples import voxel_size as to_voxel_size
+from etsam_zarr_cli.window_options import WINDOW_OPTIONS, given_windows
 
 from etsam_zarr.chunk_supply import Need
 from etsam_zarr.config import PROFILES, Settings, resolve_settings
@@ -77,6 +78,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Of the computation; auto takes bfloat16 where the device computes it fast.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
+    *WINDOW_OPTIONS,
     click.option("--slab", type=int, help="Slices read at once and saved together. [default: 16, or fewer]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the model. [default: all cores]"),
     click.option("--level", type=click.IntRange(min=0), default=0, show_default=True, help="Level of INPUT's pyramid."),
@@ -128,10 +130,11 @@ def prepare(given: dict[str, Any]) -> Prepared:
     access = given_access(given)
     opened = open_volume(source, level=given["level"], voxel_size=given["voxel_size"], remote=access)
     volume = given_region(opened, given)
-    plan = plan_run(
-        volume.info.shape, settings, model.config, voxel_bytes=volume.info.dtype.itemsize, slab=given["slab"]
-    )
     destination = _destination(given, volume)
+    plan = plan_run(
+        volume.info.shape, settings, model.config, voxel_bytes=volume.info.dtype.itemsize, slab=given["slab"],
+        **given_windows(given, volume.info.shape[0], destination),
+    )  # fmt: skip
     remote = replace(access, cache=given_cache(given, destination))
     keep_chunks(volume, remote.cache)
     return Prepared(volume, destination, settings, model, plan, remote, need_of(volume))

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from etsam_zarr.config import Precision, Settings
+from etsam_zarr.geometry import Span
 from etsam_zarr.intensity import IntensityRange
 from etsam_zarr.lease import Fence
 from etsam_zarr.ledger import Block
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.plan import RunPlan
+from etsam_zarr.remote import RemoteOptions, keep_chunks
+from etsam_zarr.remote_address import is_remote
+from etsam_zarr.roi import RoiVolume
 from etsam_zarr.sources import open_volume
-from etsam_zarr.volume import Volume
+from etsam_zarr.volume import Volume, VolumeInfo
 
 Work = Literal["conditioning", "window", "repair"]
 """Giving a tile's prompts; computing a window; making its beginning agree with the window before it."""
@@ -26,6 +30,15 @@ class VolumeAddress:
     uri: str
     level: int = 0
     voxel_size: tuple[float, float, float] | None = None
+    roi: str | None = None
+    """The region of it, as :attr:`VolumeInfo.roi` has it; None is the whole."""
+    remote: RemoteOptions | None = None
+
+    @classmethod
+    def of(cls, info: VolumeInfo, *, level: int = 0, remote: RemoteOptions | None = None) -> VolumeAddress:
+        """Return the address of a volume that is open, good in any folder of this machine."""
+        uri = info.uri if is_remote(info.uri) else str(Path(info.uri).absolute())
+        return cls(uri, level, info.voxel_size, info.roi, remote)
 
     def open(self) -> Volume:
         """Open the volume.
@@ -35,7 +48,13 @@ class VolumeAddress:
         InputError
             It is not there or cannot be read.
         """
-        return open_volume(self.uri, level=self.level, voxel_size=self.voxel_size)
+        volume = open_volume(self.uri, level=self.level, voxel_size=self.voxel_size, remote=self.remote)
+        if self.roi is not None:
+            z, y, x = (Span(*map(int, part.split(":"))) for part in self.roi.split(","))
+            volume = RoiVolume(volume, (z, y, x))
+        if self.remote is not None:
+            keep_chunks(volume, self.remote.cache)
+        return volume
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from etsam_zarr.ome import OmeVersion
 from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.predictors import Predictors
+from etsam_zarr.remote import RemoteOptions
 from etsam_zarr.runstore import STAGES, RunStore, Stage
 from etsam_zarr.schedule import next_jobs
 from etsam_zarr.scores import ScoreView, stage_scores
@@ -48,6 +49,8 @@ class RunRequest:
     level: int = 0
     """Level of the volume's pyramid that was opened."""
     overwrite: bool = False
+    remote: RemoteOptions | None = None
+    """How other processes open the volume, if it is remote."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ def fingerprint(volume: Volume, request: RunRequest) -> dict[str, Any]:
 def run_facts(volume: Volume, store: RunStore, request: RunRequest, limits: IntensityRange) -> RunFacts:
     """Return what all jobs of a run share."""
     return RunFacts(
-        store=store.path,
-        volume=VolumeAddress(volume.info.uri, request.level, volume.info.voxel_size),
+        store=store.path.absolute(),
+        volume=VolumeAddress.of(volume.info, level=request.level, remote=request.remote),
         model=request.model,
         settings=request.plan.settled(request.settings),
         plan=request.plan,
@@ -232,7 +235,7 @@ def _measure(
     )  # fmt: skip
     on_event(Started("intensity", total=info.shape[0]))
     added: Future[None] | None = None
-    for span in cut(Span(0, info.shape[0]), request.plan.slab):
+    for span in cut(Span(0, info.shape[0]), request.plan.pass_slab):
         slab = volume.read(span)
         if added is not None:
             added.result()  # so that one slab waits at most

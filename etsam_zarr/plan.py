@@ -8,14 +8,18 @@ from typing import Any
 
 from etsam_zarr.config import Settings
 from etsam_zarr.errors import SettingsError
-from etsam_zarr.geometry import Shape3, Span, cut
+from etsam_zarr.geometry import Shape3, Span, ceil_div, cut
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import prompted_slices
 from etsam_zarr.tiling import Tile, TileGrid, lay_tiles
 
 DEFAULT_SLAB = 16
-# Slabs are made thinner than the default when the raw slices of one would take more than this.
+DEFAULT_CONTEXT = 16
+DEFAULT_TOLERANCE = 0.05
+# Slabs are made thinner than the default when the raw voxels of one would take more than this.
 _SLAB_BYTES = 512 * 2**20
+# Of whole slices two such runs are held at once.
+_PASS_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class RunPlan:
     slab: int
     slabs: int
     """Per stage and tile."""
+    pass_slab: int
+    """Slices that passes over whole slices read at once."""
     stages: tuple[StagePlan, StagePlan]
     squeezed: float
     """How many voxels one pixel of the model's image stands for along the longer axis of a tile; above 1 the tile is
@@ -94,9 +100,33 @@ class RunPlan:
         return dataclasses.replace(settings, tiling=self.grid.tiling, overlap=self.grid.overlap)
 
 
+def cut_windows(depth: int, count: int, *, unit: int) -> tuple[Span, ...]:
+    """Cut a depth into windows of about equal size that begin on multiples of ``unit``; fewer where it is too thin.
+
+    Windows begin with a stored chunk of their own, so ``unit`` is the depth of one.
+
+    Raises
+    ------
+    SettingsError
+        The count is not positive.
+
+    >>> [str(window) for window in cut_windows(100, 3, unit=16)]
+    ['0:32', '32:64', '64:100']
+    >>> [str(window) for window in cut_windows(20, 4, unit=16)]
+    ['0:16', '16:20']
+    """
+    if count < 1:
+        raise SettingsError(f"{count} windows are not possible; give --windows 1 or more.")
+    chunks = ceil_div(depth, unit)
+    count = min(count, chunks)
+    starts = [index * chunks // count * unit for index in range(count)]
+    return tuple(Span(start, stop) for start, stop in zip(starts, [*starts[1:], depth], strict=True))
+
+
 def plan_run(
-    shape: Shape3, settings: Settings, model: ModelConfig, *, voxel_bytes: int, slab: int | None = None
-) -> RunPlan:
+    shape: Shape3, settings: Settings, model: ModelConfig, *, voxel_bytes: int, slab: int | None = None,
+    windows: tuple[Span, ...] | None = None, seams: Seams | None = None,
+) -> RunPlan:  # fmt: skip
     """Lay out a run.
 
     Parameters
@@ -104,7 +134,11 @@ def plan_run(
     voxel_bytes
         Size of a stored voxel.
     slab
-        Slices per slab; None chooses :data:`DEFAULT_SLAB`, fewer where slices are very large.
+        Slices per slab; None chooses :data:`DEFAULT_SLAB`, fewer where tiles are very large.
+    windows
+        As :func:`cut_windows` makes them; None is one, the whole depth.
+    seams
+        What is done where windows meet: parallel mode; None is stream mode, which has one window.
 
     Raises
     ------
@@ -114,22 +148,33 @@ def plan_run(
     depth, height, width = shape
     if slab is not None and slab < 1:
         raise SettingsError(f"A slab of {slab} slices is not possible; give --slab 1 or more.")
-    if slab is None:
-        slab = DEFAULT_SLAB
-        while slab > 1 and slab * height * width * voxel_bytes > _SLAB_BYTES:
-            slab //= 2
+    windows = windows or (Span(0, depth),)
+    if seams is None and len(windows) > 1:
+        raise SettingsError(f"Stream mode has one window, not {len(windows)}. Give --mode parallel for several.")
     grid = lay_tiles(settings.tiling, height, width, image_size=model.image_size, overlap=settings.overlap)
+    if slab is None:
+        slab = _slices_within(_SLAB_BYTES, max(tile.y.size * tile.x.size for tile in grid.tiles) * voxel_bytes)
     return RunPlan(
         shape=shape,
         image_size=model.image_size,
         grid=grid,
-        windows=(Span(0, depth),),
+        windows=windows,
         slab=slab,
-        slabs=len(cut(Span(0, depth), slab)),
+        slabs=sum(len(cut(window, slab)) for window in windows),
+        pass_slab=min(slab, _slices_within(_PASS_BYTES, height * width * voxel_bytes)),
         stages=(_stage(1, settings.stage1_prompt, shape, settings, model),
                 _stage(2, settings.stage2_prompt, shape, settings, model)),
         squeezed=max(max(tile.height, tile.width) for tile in grid.tiles) / model.image_size,
+        seams=seams,
     )  # fmt: skip
+
+
+def _slices_within(limit: int, slice_bytes: int) -> int:
+    """Return the default slab, halved until it takes at most ``limit`` bytes, or is one slice."""
+    slab = DEFAULT_SLAB
+    while slab > 1 and slab * slice_bytes > limit:
+        slab //= 2
+    return slab
 
 
 def _stage(stage: int, prompt: str, shape: Shape3, settings: Settings, model: ModelConfig) -> StagePlan:

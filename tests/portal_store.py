@@ -41,4 +41,6 @@ def write_portal_store(
 
 def stored_bytes(path: Path, level: int = 0) -> int:
     """Bytes of all chunks of a level."""
-    return sum(chunk.stat().st_size for chunk in (path / str(level)).rglob("*") if chunk.name.isdigit())
+    return sum(
+        chunk.stat().st_size for chunk in (path / str(level)).rglob("*") if chunk.is_file() and chunk.name.isdigit()
+    )

@@ -14,6 +14,10 @@ Each message says what went wrong, the value found, the limit, and the remedy, i
     ├── DoesNotFitError (MemoryError)      the plan needs more memory or disk than there is
     ├── OutputError (OSError)              a destination that cannot be written
     │   └── OutputExistsError (FileExistsError)
+    ├── ClusterError (RuntimeError)        workers that cannot be started, reached or used
+    ├── BlocksFailedError (RuntimeError)   some blocks failed, all others were computed
+    ├── DeviceMemoryError (RuntimeError)   memory ran out while computing
+    ├── UnexpectedError (RuntimeError)     what a library, or a mistake in this one, raised in a worker process
     └── RunStoreError (ValueError)         a run store that is damaged, absent or of another configuration
         ├── FingerprintError
         └── LeaseLostError                 another run took the store over, or the run that sent the work has ended
@@ -72,3 +76,19 @@ class FingerprintError(RunStoreError):
 
 class LeaseLostError(RunStoreError):
     """The run that this process works for has ended, or another one took its store over: it must not write."""
+
+
+class ClusterError(EtsamZarrError, RuntimeError):
+    """Workers cannot be started, reached or used."""
+
+
+class BlocksFailedError(EtsamZarrError, RuntimeError):
+    """Some blocks of a run failed; the message names each and why. All others were computed and are kept."""
+
+
+class DeviceMemoryError(EtsamZarrError, RuntimeError):
+    """The device ran out of memory, also with as little as could be tried."""
+
+
+class UnexpectedError(EtsamZarrError, RuntimeError):
+    """A worker process raised something that is not of this package."""

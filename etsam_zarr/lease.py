@@ -8,6 +8,7 @@ name is taken). Numbers never come back, so a holder that slept through its own 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from etsam_zarr.atomic import disk_errors
+from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import LeaseLostError, RunStoreError
 
 BEAT_SECONDS = 5.0
@@ -81,29 +82,53 @@ class Holder:
 
 @dataclass(frozen=True)
 class Fence:
-    """Lets a worker ask whether the run that sent it still holds the store. Small, and can be pickled."""
+    """Lets a worker ask whether it may still write: small, and can be pickled."""
 
     folder: Path
     number: int
     token: str
+    claim: tuple[str, str] | None = None
+    """File and token of the claim on a piece of work."""
 
-    def check(self) -> None:
-        """Return if the lease still holds.
+    def claiming(self, work: str) -> Fence:
+        """Claim a piece of work; whoever claimed it before, and may only have seemed dead, finds itself fenced off.
+
+        Parameters
+        ----------
+        work
+            Its name.
 
         Raises
         ------
         LeaseLostError
-            It was released, or another run took the store over.
+            The lease does not hold any more.
         """
-        path = _file(self.folder, self.number)
+        self.check()
+        token = secrets.token_hex(8)
+        name = f"{hashlib.sha256(work.encode()).hexdigest()[:16]}.claim"
+        write_atomically(self.folder / name, token.encode())
+        return replace(self, claim=(name, token))
+
+    def check(self) -> None:
+        """Return if the lease, and the claim if there is one, still hold.
+
+        Raises
+        ------
+        LeaseLostError
+            The run has ended, another one took the store over, or another worker the work.
+        """
+        path, store = _file(self.folder, self.number), self.folder.parent
         if _newest(self.folder) > self.number:
-            raise LeaseLostError(f"Another run took over the run store {self.folder.parent}: {_LOST}")
+            raise LeaseLostError(f"Another run took over the run store {store}: {_LOST}")
         try:
             mine = _read(path).token == self.token
+            claimed = self.claim is None or (self.folder / self.claim[0]).read_text() == self.claim[1]
         except (OSError, _Unreadable) as error:
-            raise LeaseLostError(f"The run store {self.folder.parent} is gone or damaged ({error}): {_LOST}") from error
+            raise LeaseLostError(f"The run store {store} is gone or damaged ({error}): {_LOST}") from error
         if not mine or path.with_suffix(_RELEASED).exists():
-            raise LeaseLostError(f"The run that started this work on {self.folder.parent} has ended: {_LOST}")
+            raise LeaseLostError(f"The run that started this work on {store} has ended: {_LOST}")
+        if not claimed:
+            raise LeaseLostError(f"Another worker has taken over this work on {store}: {_LOST}")
 
 
 _LOST = "this process stops writing. What it had finished before is kept; give the run command again to go on."
@@ -232,7 +257,8 @@ class Lease:
     def _tidy(self) -> None:
         """Clear away what older leases left; the one before stays, for those that are just reading it."""
         for path in self._folder.iterdir():
-            if path.stem.isdecimal() and int(path.stem) < self._number - 1:
+            old = path.stem.isdecimal() and int(path.stem) < self._number - 1
+            if old or path.suffix == ".claim":
                 path.unlink(missing_ok=True)
 
     def _keep_alive(self) -> None:

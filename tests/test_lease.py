@@ -230,3 +230,19 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="locking the run store"), Lease(tmp_path / "absent"):
         pass
+
+
+def test_a_worker_that_only_seemed_dead_is_fenced_off_by_the_next_one(tmp_path: Path) -> None:
+    with Lease(tmp_path) as lease:
+        first = lease.fence.claiming("stage 1, tile 0")
+        other = lease.fence.claiming("stage 1, tile 1")
+        first.check()
+        second = lease.fence.claiming("stage 1, tile 0")
+        with pytest.raises(LeaseLostError, match="Another worker has taken over"):
+            first.check()
+        second.check()
+        other.check()
+    with pytest.raises(LeaseLostError, match="has ended"):
+        second.check()
+    with pytest.raises(LeaseLostError):
+        lease.fence.claiming("stage 1, tile 0")

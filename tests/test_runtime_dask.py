@@ -1,0 +1,304 @@
+"""Workers die, hang and lose their scheduler: what is finished stays, the others go on, nothing missing is a success.
+
+With jobs that compute nothing (``dummy_jobs``), so that the whole file needs one cluster and seconds. Jobs of the real
+thing: ``test_workers``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dummy_jobs import DummyJob, compute, is_done, trace_of, undone
+
+from etsam_zarr.cluster import devices_for, existing_cluster, local_cluster, look_over
+from etsam_zarr.errors import BlocksFailedError, ClusterError, LeaseLostError, SettingsError
+from etsam_zarr.events import Event, Notice, OnEvent, ignore
+from etsam_zarr.lease import Lease
+from etsam_zarr.runtime_dask import DaskRuntime
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable_by_workers() -> Iterator[None]:
+    """Workers import the jobs from this folder; they inherit the path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS))
+        yield
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with local_cluster(["cpu", "cpu"], threads=1) as client:
+        yield client
+
+
+def jobs_in(folder: Path, count: int = 4, seconds: float = 0.0, **trouble: str) -> list[DummyJob]:
+    return [DummyJob(name, folder, trouble=trouble.get(name, ""), slice_seconds=seconds) for name in "abcdefgh"[:count]]
+
+
+def execute(client: Any, jobs: list[DummyJob], on_event: OnEvent = ignore, **options: Any) -> None:
+    DaskRuntime(client, **options).execute(lambda: undone(jobs), compute, on_event=on_event)
+
+
+def messages(events: list[Event]) -> str:
+    return " ".join(event.message for event in events if isinstance(event, Notice))
+
+
+def slices(job: DummyJob) -> list[int]:
+    return [z for z, _ in trace_of(job)]
+
+
+def test_several_workers_share_the_jobs(client: Any, tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, 6, seconds=0.05)
+    events: list[Event] = []
+    execute(client, jobs, events.append)
+    assert all(slices(job) == [0, 1, 2, 3, 4] for job in jobs)
+    processes = {pid for job in jobs for _, pid in trace_of(job)}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    # Every slice is told of, so that a progress bar is right.
+    assert len(events) == 30
+
+
+def test_a_worker_that_dies_is_replaced_and_the_job_goes_on_where_it_was(client: Any, tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, seconds=0.02, b="dies once")
+    execute(client, jobs)
+    assert all(slices(job) == [0, 1, 2, 3, 4] for job in jobs)
+    assert len({pid for _, pid in trace_of(jobs[1])}) == 2
+
+
+def test_a_killed_worker_is_told_of(client: Any, tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, seconds=0.3)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while len(trace_of(jobs[0])) < 2:
+            time.sleep(0.01)
+        killed.append(trace_of(jobs[0])[-1][1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    events: list[Event] = []
+    execute(client, jobs, events.append)
+    thread.join()
+    assert "The worker that computed a was lost; another one goes on at the last finished slab." in messages(events)
+    # Only the slice in flight was computed twice.
+    assert sorted(set(slices(jobs[0]))) == [0, 1, 2, 3, 4]
+    assert len(slices(jobs[0])) <= 6
+    assert all(slices(job) == [0, 1, 2, 3, 4] for job in jobs[2:])
+
+
+def test_a_worker_that_hangs_is_restarted(client: Any, tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, b="hangs once")
+    events: list[Event] = []
+    execute(client, jobs, events.append, block_timeout=2.0)
+    assert all(slices(job) == [0, 1, 2, 3, 4] for job in jobs)
+    assert "finished no slice of b for 2 s: it is restarted" in messages(events)
+
+
+def test_failed_jobs_are_named_and_the_others_are_done(client: Any, tmp_path: Path) -> None:
+    trouble = {"b": "raises", "c": "crashes", "d": "runs out of memory", "e": "forgets"}
+    jobs = jobs_in(tmp_path, 6, **trouble)
+    with pytest.raises(BlocksFailedError) as caught:
+        execute(client, jobs)
+    message = str(caught.value)
+    assert message.startswith("4 of 6 blocks failed. ")
+    for part in (
+        "b: The chunk of b cannot be read. ",
+        "c: ZeroDivisionError: division by zero. ",
+        "d: Memory ran out twice in d, the second time with emptied caches and slabs of 4 slices",
+        "e: It ended as if all were well, but its results are not in the run store. ",
+        "give the same command again",
+    ):
+        assert part in message
+    assert [is_done(job) for job in jobs] == [True, False, False, False, False, True]
+    execute(client, jobs_in(tmp_path, 6))
+    assert all(is_done(job) for job in jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trouble", "says"), [
+    ("dies", "b: It took 4 workers along"), ("hangs", "b: 3 workers in a row finished no slice of it for 2 s each"),
+])  # fmt: skip
+def test_a_job_that_ends_every_worker_is_given_up(trouble: str, says: str, client: Any, tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, b=trouble)
+    with pytest.raises(ClusterError) as caught:
+        execute(client, jobs, block_timeout=2.0)
+    assert says in str(caught.value)
+    assert [is_done(job) for job in jobs] == [True, False, True, True]
+
+
+def test_workers_stop_when_the_store_was_taken_over(client: Any, tmp_path: Path) -> None:
+    with Lease(tmp_path) as lease:
+        jobs = [DummyJob(name, tmp_path, lease.fence, slice_seconds=0.3) for name in ("a", "b", "c")]
+
+        def take_over() -> None:
+            while len(trace_of(jobs[0])) < 2:
+                time.sleep(0.01)
+            # As another machine does that has not heard of this one for long.
+            (tmp_path / ".lease" / "0000002.json").write_text("{}")
+
+        thread = threading.Thread(target=take_over)
+        thread.start()
+        with pytest.raises(LeaseLostError, match="Another run took over"):
+            execute(client, jobs)
+        thread.join()
+    assert not any(is_done(job) for job in jobs)
+    assert not trace_of(jobs[2])
+
+
+def test_a_worker_that_was_thought_dead_writes_nothing_more(client: Any, tmp_path: Path) -> None:
+    """A stopped process gives no sign of life, its job goes to another one, and then it wakes up."""
+    with Lease(tmp_path) as lease:
+        first = lease.fence.claiming("a")
+        jobs = [DummyJob("a", tmp_path, lease.fence)]
+        execute(client, jobs)
+        assert is_done(jobs[0])
+        with pytest.raises(LeaseLostError, match="Another worker has taken over"):
+            first.check()
+
+
+# Clusters that are there already
+
+
+class Cluster:
+    """``dask scheduler`` and ``dask worker`` as users start them."""
+
+    def __init__(self, folder: Path, *, workers: int = 1, options: tuple[str, ...] = ("--nthreads", "1")) -> None:
+        self.file = folder / "scheduler.json"
+        dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+        self.scheduler = _start(*dask, "--scheduler-file", str(self.file), "--port", "0", "--no-dashboard",
+                                "--host", "127.0.0.1")  # fmt: skip
+        self.workers = [
+            _start(
+                sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(self.file),
+                "--host", "127.0.0.1", "--no-dashboard", "--local-directory", str(folder), "--death-timeout", "60",
+                *options,
+            )
+            for _ in range(workers)
+        ]  # fmt: skip
+
+    def __enter__(self) -> Cluster:
+        deadline = time.monotonic() + 120
+        while not self.file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.terminate()
+        for process in (*self.workers, self.scheduler):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _start(*command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_an_existing_cluster_that_loses_its_scheduler(tmp_path: Path) -> None:
+    jobs = jobs_in(tmp_path, 3, seconds=0.3)
+    with Cluster(tmp_path) as cluster, existing_cluster(str(cluster.file)) as client:
+        client.wait_for_workers(1, timeout=120)
+        assert len(look_over(client, files=[tmp_path])) == 1
+        with pytest.raises(ClusterError, match=r"does not see .*absent. Workers read the volume"):
+            look_over(client, files=[tmp_path / "absent"])
+
+        def kill() -> None:
+            while len(trace_of(jobs[1])) < 2:
+                time.sleep(0.01)
+            cluster.scheduler.kill()
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        with pytest.raises(BlocksFailedError) as caught:
+            execute(client, jobs)
+        thread.join()
+    message = str(caught.value)
+    assert "scheduler went away" in message
+    assert "Under way were b. Everything finished is kept" in message
+    assert is_done(jobs[0])
+    assert not is_done(jobs[2])
+
+
+def test_workers_that_would_compute_several_blocks_at_once_are_refused(tmp_path: Path) -> None:
+    options = ("--nthreads", "2", "--no-nanny")
+    with Cluster(tmp_path, options=options) as cluster, existing_cluster(str(cluster.file)) as client:
+        client.wait_for_workers(1, timeout=120)
+        with pytest.raises(ClusterError, match=r"has 2 threads.*--nthreads 1"):
+            look_over(client, files=[])
+
+
+def test_other_versions_are_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etsam_zarr.cluster._own_version", lambda: "99.0")
+    with pytest.raises(ClusterError, match=r"etsam-zarr 99\.0, which runs here. Install the same"):
+        look_over(client, files=[])
+
+
+@pytest.mark.parametrize(
+    ("where", "says"), [("tcp://127.0.0.1:9", "No scheduler answers at"), ("a.json", "There is no scheduler file")]
+)
+def test_no_scheduler(where: str, says: str) -> None:
+    with pytest.raises(ClusterError, match=says), existing_cluster(where):
+        pass
+
+
+# Which device does what
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "device", "gpus", "wanted"),
+    [
+        (None, None, "auto", 2, ()),
+        (None, 2, "auto", 0, ("cpu", "cpu")),
+        (None, 2, "cpu", 4, ("cpu", "cpu")),
+        (None, 2, "auto", 4, ("cuda:0", "cuda:1")),
+        ("cuda:1,cuda:3", None, "auto", 4, ("cuda:1", "cuda:3")),
+        ("all", None, "auto", 3, ("cuda:0", "cuda:1", "cuda:2")),
+        ("cpu,cpu", None, "auto", 0, ("cpu", "cpu")),
+    ],
+)
+def test_devices_of_the_workers(
+    devices: str | None, workers: int | None, device: str, gpus: int, wanted: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert devices_for(devices, workers, device) == wanted
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "device", "says"),
+    [
+        ("cuda:0,cuda:9", None, "auto", "cuda:9 is not there: this machine has 2 GPUs"),
+        ("cuda:0,cuda:0", None, "auto", "named twice"),
+        ("cuda:0,cpu", None, "auto", "mixes CPU and GPU"),
+        ("cuda:0", 2, "auto", "--devices says already"),
+        ("cuda:0,cuda:1", None, "cpu", "--devices says already"),
+        (None, 0, "auto", "0 workers cannot"),
+        (None, 2, "cuda:1", "Use --devices"),
+        (None, 3, "auto", "cuda:2 is not there"),
+    ],
+)
+def test_devices_that_contradict(
+    devices: str | None, workers: int | None, device: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SettingsError, match=says):
+        devices_for(devices, workers, device)

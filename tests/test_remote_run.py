@@ -22,8 +22,8 @@ from etsam_zarr_cli.report import bytes_text
 from http_server import WebServer, serving
 from portal_store import stored_bytes, write_portal_store
 
-SHAPE = (18, 96, 128)
-CHUNKS = (8, 64, 64)
+SHAPE = (18, 192, 256)
+CHUNKS = (8, 128, 128)
 CHUNK_COUNT = 3 * 2 * 2
 
 
@@ -101,7 +101,7 @@ def test_a_region_is_a_run_of_its_own(
     assert run(web, store, "--roi", "1:15,64:96,10:60") == 0
     tiny.assert_same_results(store, tmp_path / "region.etsam.zarr")
     asked = {request.key for request in web.requests if request.key[-1].isdigit()}
-    assert asked == {f"tomo.zarr/0/{z}/1/0" for z in (0, 1)}
+    assert asked == {f"tomo.zarr/0/{z}/0/0" for z in (0, 1)}
     record = json.loads((store / "run.json").read_text())
     assert record["roi"] == "1:15,64:96,10:60"
     assert record["origin"] == [10, 640, 100]

@@ -113,9 +113,10 @@ def command(
     try:
         for pair in pairs:
             wanted = pair.truth or _wish(pair, manifest, annotation_ids or (), truth_object)
-            if isinstance(wanted, Unresolved):
-                progress(Notice(f"{pair.prediction} is skipped: {wanted.reason}."))
-                rows.append({"skipped": wanted.reason})
+            if pair.prediction is None or isinstance(wanted, Unresolved):
+                reason = wanted.reason if isinstance(wanted, Unresolved) else "the line names no prediction"
+                progress(Notice(f"{pair.name} is skipped: {reason}."))
+                rows.append({"skipped": reason})
                 continue
             try:
                 found = asked.evaluate(pair.prediction, wanted, pair.columns, progress)
@@ -123,7 +124,7 @@ def command(
                 if manifest is None:
                     raise
                 # The other pairs are still worth having; the exit code tells.
-                click.echo(f"Error: {pair.prediction}: {error}", err=True)
+                click.echo(f"Error: {pair.name}: {error}", err=True)
                 rows.append({"error": str(error)})
                 continue
             done[str(pair.prediction)] = found
@@ -152,8 +153,8 @@ def command(
         click.echo(f"Error: {failed} of {len(pairs)} pairs could not be compared; see above.", err=True)
     elif not done:
         click.echo(
-            f"Error: none of the {len(pairs)} lines names a truth on the CryoET Data Portal. Give --truth-object "
-            "membrane for all membrane masks that it has of a run, or --truth-path for masks of your own.", err=True,
+            f"Error: all {len(pairs)} lines were skipped, see above. Where no annotation is named, --truth-object "
+            "membrane takes all membrane masks that the portal has of a run, and --truth-path masks of your own.", err=True,
         )  # fmt: skip
     return 1 if failed or not done else 0
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "phantom",
     "weights",
     "train",
+    "batch",
     "portal",
 )
 

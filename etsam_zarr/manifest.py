@@ -19,10 +19,15 @@ class Pair:
 
     columns: dict[str, str]
     """What the line says, by column; written in front of the results."""
-    prediction: Path | str
-    """Run store, mask or scores; text where it is an address."""
+    prediction: Path | str | None
+    """Run store, mask or scores; text where it is an address, None where the line has none."""
     truth: Path | str | None
     """Mask; text where it is an address, None where no pattern was given."""
+
+    @property
+    def name(self) -> str:
+        """What to call it: the prediction, or what the line begins with."""
+        return str(self.prediction) if self.prediction is not None else ", ".join([*self.columns.values()][:2])
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -72,7 +77,8 @@ def read_manifest(
     """
     pairs = []
     for columns in matching(read_rows(path), conditions or {}, path):
-        place = _placed(_filled(prediction, columns, path), path)
+        predicted = _filled(prediction, columns, path)
+        place = _placed(predicted, path) if predicted.strip() else None
         pairs.append(Pair(columns, place, None if truth is None else _placed(_filled(truth, columns, path), path)))
     return pairs
 

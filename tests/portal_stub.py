@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ class Stub:
         """Publish a segmentation mask, as Zarr and as MRC; return the path of its .zarr."""
         path = (
             f"{run['datasetId']}/{run['name']}/Reconstructions/VoxelSpacing{spacing:.3f}/Annotations/{annotation}/"
-            f"{name}-1.0_segmentationmask.zarr"
+            f"{name.replace(' ', '_')}-1.0_segmentationmask.zarr"
         )
         if voxels is not None:
             write_portal_zarr(self.folder / path, voxels.astype(np.int8), spacing)
@@ -239,7 +240,7 @@ def serving(folder: Path) -> Iterator[Stub]:
 
         def _file(self, *, body: bool) -> None:
             stub.paths.append(self.path)
-            place = folder / self.path.lstrip("/")
+            place = folder / unquote(self.path).lstrip("/")
             if not place.is_file():
                 self._send(404, b"", "text/plain")
                 return

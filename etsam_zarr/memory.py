@@ -20,6 +20,7 @@ from etsam_zarr.maskpass import mask_chunks
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.overview import overview_factor
 from etsam_zarr.plan import RunPlan, StagePlan
+from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH
 from etsam_zarr.volume import VolumeInfo
 from etsam_zarr.zarr_volume import DEFAULT_CACHE_BYTES
 
@@ -61,9 +62,12 @@ def project(
     """
     depth, height, width = info.shape
     plane, native = height * width, model.native_size**2
-    slices = plan.slab * plane * info.dtype.itemsize
+    tile = max(tile.y.size * tile.x.size for tile in plan.tiles)
+    given = max(tile.height * tile.width for tile in plan.tiles)
     layer = info.chunks[0] * plane * info.dtype.itemsize
-    source = slices + (min(layer, DEFAULT_CACHE_BYTES) if info.chunks[0] > 1 else 0)
+    cache = min(layer, DEFAULT_CACHE_BYTES) if info.chunks[0] > 1 else 0
+    # One slab of whole slices is reduced for the overview while the next one is measured.
+    measure = min(2 * plan.pass_slab, depth) * plane * info.dtype.itemsize + cache + 4 * plane * 4
 
     pixels = model.image_size**2
     activations = _MODEL_FIXED + int(pixels * (_MODEL_PER_PIXEL + _MODEL_PER_PIXEL_AND_CHANNEL * model.trunk_channels))
@@ -72,11 +76,21 @@ def project(
     prompted = max(_prompted_bytes(stage, model) for stage in plan.stages)
     on_device = weights + activations + prompted
     frames = (FRAMES_AHEAD + 2) * pixels * 3 * 4
-    logits = 3 * plan.slab * native * 4 + 6 * plane * 4
+    # Stage 2 reads stage 1's logits of its own tile and of those around it.
+    around = min(len(plan.tiles), 1 if plan.grid.independent else 9)
+    slab = min(plan.slab, depth)
+    logits = 3 * slab * native * 4 + around * min(slab, LOGIT_CHUNK_DEPTH) * native * 4 + 6 * given * 4
     # Loading holds the weights twice, the walk needs its activations: whichever is more.
-    walk = source + frames + logits + (max(on_device, 2 * weights) if on_host else 2 * weights)
-    mask = mask_chunks(info.shape)[0] * plane + 4 * plane * 4 + weights
-    host = _IMPORTED + _PASSING + max(walk, mask)
+    in_model = max(on_device, 2 * weights) if on_host else 2 * weights
+    walk = slab * tile * info.dtype.itemsize + cache + frames + logits + in_model
+    layer_depth = mask_chunks(info.shape)[0]
+    mask = (
+        layer_depth * plane
+        + 4 * plane * 4
+        + len(plan.tiles) * min(layer_depth, LOGIT_CHUNK_DEPTH) * native * 4
+        + weights
+    )
+    host = _IMPORTED + _PASSING + max(measure, walk, mask)
 
     factor = overview_factor(info.shape)
     voxels = depth * plane
@@ -84,7 +98,7 @@ def project(
         2 * len(plan.tiles) * depth * (native + model.hidden_dim) * 4
         + voxels // 8  # masks compress well; the score would not
         + 8 * voxels * 4 // (7 * factor**3)
-        + sum(_stored_state(stage, model) for stage in plan.stages)
+        + len(plan.tiles) * sum(_stored_state(stage, model) for stage in plan.stages)
     )
     return Projection(host=host, device=0 if on_host else on_device, disk=disk, prompted=prompted)
 

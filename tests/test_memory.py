@@ -112,7 +112,8 @@ def test_a_run_takes_what_was_projected_whatever_the_depth(
     settings: dict[str, Any] = {"seeded-256": PROFILES["etsam-v1"], "demo-256": BUNDLED_SETTINGS}
     config = read_model_config(model)
     peaks, projected = [], []
-    for depth in (8, 64):
+    # Both hold as much as ever: slabs that are computed, stored and waiting, 16 slices each.
+    for depth in (48, 104):
         shape = (depth, 256, 256)
         source = tmp_path / f"{depth}.mrc"
         rng = np.random.default_rng(depth)
@@ -128,3 +129,38 @@ def test_a_run_takes_what_was_projected_whatever_the_depth(
         projected.append(project(plan, config, info, weights=23 * 2**20, on_host=True, half=False).host)
     assert peaks[1] < 1.15 * peaks[0]
     assert max(peaks) < 1.15 * max(projected)
+
+
+def test_memory_of_tiles_follows_the_tile_and_disk_the_number_of_tiles() -> None:
+    """Slices of 4096 x 4096 in 25 tiles; the model's part is that of one tile."""
+    tile, huge = (_projection(500, "etsam-v2", slab=16, edge=edge) for edge in (1024, 4096))
+    assert huge.host < 2.2 * tile.host
+    assert huge.host < 3.5 * GIB
+    assert huge.disk > 10 * tile.disk
+    on_device = [_projection(500, "etsam-v1", on_host=False, edge=edge).device for edge in (1024, 4096)]
+    assert on_device[0] == on_device[1]
+
+
+@pytest.mark.parametrize("edge", [1100, pytest.param(4096, marks=pytest.mark.slow)])
+def test_a_run_in_many_tiles_takes_what_was_projected(edge: int, tmp_path: Path) -> None:
+    """Few slices, but large ones, made and read slice by slice: 25 and 361 tiles of the untrained model."""
+    shape = (2, edge, edge)
+    settings, config = PROFILES["etsam-v2"], read_model_config("seeded-256")
+    rng = np.random.default_rng(0)
+    slices = (rng.normal(size=(1, edge, edge)).astype(np.float32) for _ in range(shape[0]))
+    write_mrc(tmp_path / "huge.mrc", MrcPlan(shape, np.dtype(np.float32), (10.0, 10.0, 10.0)), slices)
+    program = (
+        "import resource, sys; from etsam_zarr_cli.main import main; code = main(sys.argv[1:]); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024); sys.exit(code)"
+    )
+    command = ["run", str(tmp_path / "huge.mrc"), "--model", "seeded-256", "--profile", "etsam-v2"]
+    done = subprocess.run([sys.executable, "-c", program, *command, "--precision", "float32"], check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    peak = int(done.stdout.split("peak ")[1])
+    info = VolumeInfo(
+        uri="x", name="x", format="mrc", shape=shape, dtype=np.dtype("float32"), chunks=(1, edge, edge), voxel_size=None
+    )
+    plan = plan_run(shape, settings, config, voxel_bytes=4)
+    projected = project(plan, config, info, weights=23 * 2**20, on_host=True, half=False).host
+    assert peak < 1.15 * projected
+    assert peak > 0.7 * projected, "a projection that refuses what would fit helps nobody"

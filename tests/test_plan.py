@@ -60,9 +60,12 @@ def test_slabs_cover_the_depth_and_default_ones_are_small(shape: Shape3, voxel_b
     assert (plan.slabs - 1) * plan.slab < shape[0] <= plan.slabs * plan.slab
     if slab is None:
         assert 1 <= plan.slab <= DEFAULT_SLAB
-        assert plan.slab == 1 or plan.slab * shape[1] * shape[2] * voxel_bytes <= 512 * 2**20
+        tile = max(tile.y.size * tile.x.size for tile in plan.tiles)
+        assert plan.slab == 1 or plan.slab * tile * voxel_bytes <= 512 * 2**20
     else:
         assert plan.slab == slab
+    assert 1 <= plan.pass_slab <= plan.slab
+    assert plan.pass_slab == 1 or plan.pass_slab * shape[1] * shape[2] * voxel_bytes <= 256 * 2**20
 
 
 def test_a_slice_larger_than_the_image_is_cut_into_tiles_and_squeezed_only_where_asked_for() -> None:

@@ -154,8 +154,9 @@ def command(
     elif not done:
         click.echo(
             f"Error: all {len(pairs)} lines were skipped, see above. Where no annotation is named, --truth-object "
-            "membrane takes all membrane masks that the portal has of a run, and --truth-path masks of your own.", err=True,
-        )  # fmt: skip
+            "membrane takes all membrane masks that the portal has of a run, and --truth-path masks of your own.",
+            err=True,
+        )
     return 1 if failed or not done else 0
 
 

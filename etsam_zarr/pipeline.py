@@ -6,6 +6,7 @@ import shutil
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from etsam_zarr.errors import OutputExistsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.geometry import Span, cut, pyramid_shapes
 from etsam_zarr.intensity import IntensityMeter, IntensityRange
-from etsam_zarr.jobs import RunFacts, VolumeAddress
+from etsam_zarr.jobs import BlockJob, JobResult, RunFacts, VolumeAddress
+from etsam_zarr.lease import Fence
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.modelspec import ModelSpec, fingerprint_of
@@ -29,6 +31,7 @@ from etsam_zarr.plan import RunPlan
 from etsam_zarr.predictors import Predictors
 from etsam_zarr.remote import RemoteOptions
 from etsam_zarr.runstore import STAGES, RunStore, Stage
+from etsam_zarr.runtime import Runtime, SerialRuntime, Work
 from etsam_zarr.schedule import next_jobs
 from etsam_zarr.scores import ScoreView, stage_scores
 from etsam_zarr.stage_end import StageProgress
@@ -64,10 +67,14 @@ class RunSummary:
     """Voxels of the mask."""
     seconds: float
     model_seconds: float
-    """Of these, in the model."""
+    """In the model, of all workers together."""
+    workers: int = 1
 
 
-def run(volume: Volume, destination: Path, request: RunRequest, *, on_event: OnEvent = ignore) -> RunSummary:
+def run(
+    volume: Volume, destination: Path, request: RunRequest, *, runtime: Runtime | None = None,
+    on_event: OnEvent = ignore,
+) -> RunSummary:  # fmt: skip
     """Segment a volume, or finish segmenting it, in the run store at ``destination``.
 
     1. Open the store and compare fingerprints, or create it.
@@ -77,8 +84,17 @@ def run(volume: Volume, destination: Path, request: RunRequest, *, on_event: OnE
 
     Each step is skipped if the ledger says that it is done; stages go on at the last finished slab.
 
+    Parameters
+    ----------
+    runtime
+        What carries out the jobs of the stages; None does them in this process, one after the other.
+
     Raises
     ------
+    BlocksFailedError
+        Parts could not be computed; all others were.
+    ClusterError
+        The runtime lost its workers.
     FingerprintError
         The store at ``destination`` belongs to another run.
     OutputExistsError
@@ -87,12 +103,14 @@ def run(volume: Volume, destination: Path, request: RunRequest, *, on_event: OnE
         What is read, loaded or written cannot be used.
     """
     begun = time.monotonic()
-    store = _open_or_create(volume, destination, request)
-    with store.locked(), ThreadPoolExecutor(1, "overview") as background:
+    runtime = runtime or SerialRuntime()
+    store = _open_or_create(volume, destination, request, workers=runtime.workers)
+    with store.locked() as fence, ThreadPoolExecutor(1, "overview") as background:
         ledger = Ledger(store.path / "ledger")
         _take_over_voxel_size(volume, store, ledger, on_event)
         limits, overview = _measure(volume, store, ledger, request, background, on_event)
-        stages = _Stages(volume, store, ledger, request, limits, on_event)
+        facts = run_facts(volume, store, request, limits)
+        stages = _Stages(facts, store, ledger, fence, volume, str(request.device), runtime, on_event)
         model_seconds = stages.run()
         overview.result()
         voxels = _finish_mask(store, ledger, request, on_event)
@@ -102,6 +120,7 @@ def run(volume: Volume, destination: Path, request: RunRequest, *, on_event: OnE
         voxels=voxels.count,
         seconds=time.monotonic() - begun,
         model_seconds=model_seconds,
+        workers=runtime.workers,
     )
 
 
@@ -143,7 +162,7 @@ def final_scores(store: RunStore, stage: Stage = 2) -> ScoreView:
     return stage_scores(store, stage, backwards=shown)
 
 
-def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> RunStore:
+def _open_or_create(volume: Volume, destination: Path, request: RunRequest, *, workers: int) -> RunStore:
     mark = fingerprint(volume, request)
     if RunStore.is_store(destination):
         store = RunStore.open(destination)
@@ -179,6 +198,7 @@ def _open_or_create(volume: Volume, destination: Path, request: RunRequest) -> R
         "slab": plan.slab,
         "device": str(request.device),
         "threads": torch.get_num_threads(),
+        "workers": workers,
     }
     predicted = request.settings.prompted_slices == "predict"
     return RunStore.create(
@@ -256,16 +276,14 @@ def _measure(
 
 
 class _Stages:
-    """The two stages on one device, job after job."""
+    """The two stages, one after the other; their jobs as the runtime carries them out."""
 
     def __init__(
-        self, volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, limits: IntensityRange,
-        on_event: OnEvent,
+        self, facts: RunFacts, store: RunStore, ledger: Ledger, fence: Fence, volume: Volume, device: str,
+        runtime: Runtime, on_event: OnEvent,
     ) -> None:  # fmt: skip
-        self._volume, self._store, self._ledger = volume, store, ledger
-        self._request, self._on_event = request, on_event
-        self._facts = run_facts(volume, store, request, limits)
-        self._predictors = Predictors()
+        self._facts, self._store, self._ledger, self._fence = facts, store, ledger, fence
+        self._volume, self._device, self._runtime, self._on_event = volume, device, runtime, on_event
         self.nothing_to_do = all(ledger.finished(f"stage{stage}") for stage in STAGES)
 
     def run(self) -> float:
@@ -273,17 +291,20 @@ class _Stages:
         if self.nothing_to_do:
             return 0.0
         # A checkpoint that does not fit shall be found now, not when stage 1 is done.
-        self._predictors.get(self._facts.model, 2, str(self._request.device))
+        predictors = Predictors()
+        predictors.get(self._facts.model, 2, self._device if self._runtime.in_process else "cpu")
+        work = partial(run_block, volume=self._volume, predictors=predictors) if self._runtime.in_process else run_block
+        del predictors
         seconds = 0.0
         for stage in STAGES:
             if not self._ledger.finished(f"stage{stage}"):
-                seconds += self._run_stage(stage)
+                seconds += self._run_stage(stage, work)
             if stage == 1:
                 self._say_what_is_flat()
         return seconds
 
     def _say_what_is_flat(self) -> None:
-        plan = self._request.plan
+        plan = self._facts.plan
         for bounds in {bounds_of_stage1(self._ledger, plan, tile.index) for tile in plan.tiles}:
             if bounds.flat:
                 self._on_event(Notice(
@@ -291,16 +312,21 @@ class _Stages:
                     "tomogram alone.", warning=True,
                 ))  # fmt: skip
 
-    def _run_stage(self, stage: Stage) -> float:
+    def _run_stage(self, stage: Stage, work: Work[BlockJob, JobResult]) -> float:
         begun = time.monotonic()
         progress = StageProgress(self._store, self._ledger, stage, self._on_event)
-        seconds = 0.0
-        while jobs := next_jobs(self._ledger, self._facts, stage, device=str(self._request.device)):
+
+        def wanted() -> tuple[BlockJob, ...]:
+            jobs = next_jobs(
+                self._ledger, self._facts, stage, device=self._device, eager=self._runtime.workers > 1,
+                fence=self._fence,
+            )  # fmt: skip
             progress.before(jobs)
-            result = run_block(jobs[0], self._on_event, volume=self._volume, predictors=self._predictors)
-            seconds += result.seconds
+            return jobs
+
+        results = self._runtime.execute(wanted, work, on_event=self._on_event)
         progress.finish(time.monotonic() - begun)
-        return seconds
+        return sum(result.seconds for result in results)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+import portal_stub
 import pytest
 import training_tiny as tiny
 from etsam_zarr_cli.main import main
@@ -84,3 +85,26 @@ def test_the_command_refuses_it_before_training(
     assert "mask1.mrc" in said
     assert "Traceback" not in said
     assert not list(out.rglob("*.pt"))
+
+
+def test_pairs_of_the_portal_are_trained_on(portal: portal_stub.Stub, tmp_path: Path) -> None:
+    pair = tiny.write_pair(tmp_path)
+    assert pair.mask is not None
+    run = portal_stub.run_record(77, "a-run", 10_000)
+    with mrcfile.open(pair.volume, permissive=True) as volume, mrcfile.open(pair.mask, permissive=True) as mask:
+        portal.add_tomogram(1, run, volume.data.copy())
+        portal.add_mask(9001, 501, run, mask.data.copy())
+    there = Pair("portal:77", "portal:annotation/501")
+    here, remote = tiny.opened(pair, tmp_path), tiny.opened(there, tmp_path)
+    for mine, theirs in zip(here.planes(Span(2, 5)), remote.planes(Span(2, 5)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    out = tmp_path / "out"
+    arguments = ["train", "-o", str(out), "--model", tiny.write_model(tmp_path), "--stage", "1", "--epochs", "1"]
+    assert main([*arguments, "--steps-per-epoch", "1", "--pair", there.volume, str(there.mask)]) == 0
+    assert (out / "stage1.pt").is_file()
+
+    # What the guide to training advises for more than a try.
+    assert main(["convert", there.volume, str(tmp_path / "tomo.zarr")]) == 0
+    assert main(["convert", str(there.mask), str(tmp_path / "mask.zarr")]) == 0
+    copied = tiny.opened(Pair(str(tmp_path / "tomo.zarr"), str(tmp_path / "mask.zarr")), tmp_path)
+    np.testing.assert_array_equal(copied.planes(Span(2, 5))[1], here.planes(Span(2, 5))[1])

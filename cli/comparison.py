@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etsam_zarr_cli.result_options import region
+
 from etsam_zarr.block_grid import Box
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.events import Notice, OnEvent
@@ -86,14 +88,21 @@ def _beside(prediction: Path | str) -> Path:
 def _open_truth(
     truth: Path | str | TruthWish, given: Source | None, row: Mapping[str, str], on_event: OnEvent
 ) -> Volume:
+    from etsam_zarr.roi import RoiVolume
     from etsam_zarr.sources import open_volume
 
     if isinstance(truth, Path | str):
-        return open_volume(truth)
-    address, level = _on_portal(truth, given, row)
-    volume = open_volume(address, level=level)
-    on_event(Notice(f"The truth is {address}: {volume.info.uri}"))
-    return volume
+        volume = open_volume(truth)
+    else:
+        address, level = _on_portal(truth, given, row)
+        volume = open_volume(address, level=level)
+        on_event(Notice(f"The truth is {address}: {volume.info.uri}"))
+    store = given.store if given is not None else None
+    if store is None or store.record.get("roi") is None or volume.info.shape == store.shape:
+        return volume
+    # The run is of a region; the truth of the whole volume has it, too.
+    on_event(Notice(f"The run is of the region {store.record['roi']} (z, y, x), so the truth is cut to it."))
+    return RoiVolume(volume, region(store.record["roi"]))
 
 
 def _on_portal(wish: TruthWish, given: Source | None, row: Mapping[str, str]) -> tuple[str, int]:

@@ -6,10 +6,13 @@ import contextlib
 from pathlib import Path
 
 import click
+from etsam_zarr_cli.portal_options import choice_options
 from etsam_zarr_cli.progress import Progress
+from etsam_zarr_cli.result_options import where
 
 from etsam_zarr.errors import InputNotFoundError
 from etsam_zarr.model_config import BUNDLED_MODEL
+from etsam_zarr.portal_address import Choice
 
 
 @click.command("train")
@@ -30,6 +33,14 @@ from etsam_zarr.model_config import BUNDLED_MODEL
     metavar="VOLUME MASK",
     help="A pair that is never trained on, for the Dice of each epoch; may be repeated.",
 )
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="CSV of pairs: the columns volume and mask, or those of ETSAM's dataset.csv (CryoET Data Portal).",
+)
+@where
+@click.option("--truth-object", metavar="TEXT", help="With --manifest: the portal's masks where a row names none.")
+@choice_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
 @click.option(
     "--recipe",
@@ -72,6 +83,13 @@ def command(
     *,
     pairs: tuple[tuple[str, str], ...],
     validation: tuple[tuple[str, str], ...],
+    manifest: Path | None,
+    conditions: dict[str, str],
+    truth_object: str | None,
+    tomogram_id: int | None,
+    tomogram_spacing: float | None,
+    tomogram_processing: str | None,
+    tomogram_default: bool,
     output: Path,
     recipe: str,
     stage: str,
@@ -94,15 +112,23 @@ def command(
     from etsam_zarr.training import TrainRequest, half_precision, train_stages
     from etsam_zarr.training_pairs import Pair
     from etsam_zarr.training_settings import load_recipe
+    from etsam_zarr.training_table import pairs_of_table
 
     loaded = load_recipe(recipe)
     given = {name: value for name, value in changes.items() if value is not None}
     settings = {number: dataclasses.replace(s, **given) for number, s in loaded.stages.items()}  # type: ignore[arg-type]
     stages = {"1": (1,), "2": (2,), "both": (1, 2)}[stage]
+    listed = []
+    if manifest is not None:
+        choice = Choice(tomogram_id, tomogram_spacing, tomogram_processing, tomogram_default)
+        with contextlib.closing(Progress()) as progress:
+            listed = pairs_of_table(
+                manifest, conditions=conditions, choice=choice, truth_object=truth_object, on_event=progress
+            )
     request = TrainRequest(
         out=output,
         recipe=dataclasses.replace(loaded, stages=settings),
-        pairs=[*(Pair(volume) for volume in volumes), *(Pair(*pair) for pair in pairs)],
+        pairs=[*(Pair(volume) for volume in volumes), *(Pair(*pair) for pair in pairs), *listed],
         validation=[Pair(*pair) for pair in validation],
         stages=stages,
         initial={} if initial is None else _checkpoints(initial, stages),

@@ -244,3 +244,19 @@ def test_a_mask_made_elsewhere_is_compared_by_the_tables_ids(
     assert main([*evaluate, "--prediction-path", "{run_id}_mask.mrc", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["masks"][0]["dice"] == 1
+
+
+def test_a_run_of_a_region_is_compared_with_the_truth_of_the_whole(
+    filled: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "portal:tomogram/2", "--roi", "2:10,4:36,8:40", *OPTIONS]) == 0
+    capsys.readouterr()
+    truth = tmp_path / "part.mrc"
+    tiny.write_tomogram(truth, (tiny.texture(seed=2) > 0.2).astype(np.int8)[2:10, 4:36, 8:40], voxel_size=13.48)
+    assert main(["evaluate", "TS_037.etsam.zarr", str(truth), "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["masks"]
+    assert main(["evaluate", "TS_037.etsam.zarr", "--truth", "portal", "--annotation-ids", "503", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["masks"] == expected
+    assert "the truth is cut to it" in captured.err

@@ -26,7 +26,8 @@ def command(context: click.Context, /, folder: Path, shape: str, snr: float) -> 
     truth, picture = tomogram / "labels" / "membranes", folder / "membranes.png"
     steps = [
         ["phantom", str(tomogram), "--shape", shape, "--snr", f"{snr:g}", "--seed", "7"],
-        ["run", str(tomogram), "--model", BUNDLED_MODEL],
+        # An earlier demo may have run another release's model.
+        ["run", str(tomogram), "--model", BUNDLED_MODEL, "--overwrite"],
         ["status", str(store)],
         ["evaluate", str(store), str(truth), "--no-curve"],
         ["preview", str(store), "--truth", str(truth), "-o", str(picture)],

@@ -88,6 +88,8 @@ class Stub:
     """Files that were fetched."""
     statuses: list[int] = field(default_factory=list)
     """HTTP statuses of the next answers, first to last, instead of an answer."""
+    retry_after: str | None = None
+    """Sent with each of these statuses."""
     body: bytes | None = None
     """Sent instead of any answer."""
     delay: float = 0.0
@@ -228,7 +230,8 @@ def serving(folder: Path) -> Iterator[Stub]:
             if stub.body is not None:
                 self._send(status, stub.body, "text/html")
             elif status != 200:
-                self._send(status, b"<html>busy</html>", "text/html")
+                extra = {} if stub.retry_after is None else {"Retry-After": stub.retry_after}
+                self._send(status, b"<html>busy</html>", "text/html", extra=extra)
             else:
                 self._send(200, stub.answer(json.loads(content)), "application/json")
 

@@ -159,6 +159,17 @@ def test_plan_convert_and_preview_take_an_address(
         np.testing.assert_array_equal(copy.read(Span(0, 12)), voxels[::-1])
     assert main(["preview", "portal:8354", "--tomogram-processing", "raw", "-o", "sheet.png"]) == 0
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+    masks = [voxels > 0.4, voxels < -0.4]
+    for number, mask in enumerate(masks):
+        portal.add_mask(90 + 10 * number, 5 + number, RUN, mask, spacing=16.145)
+    plain = (tmp_path / "sheet.png").read_bytes()
+    both = "portal:annotation/5,6@16.145"
+    assert main(["preview", "portal:tomogram/7", "--mask", both, "-o", "sheet.png"]) == 0
+    assert (tmp_path / "sheet.png").read_bytes() != plain
+    assert main(["convert", both, "mask.zarr"]) == 0
+    with open_volume("mask.zarr") as copy:
+        np.testing.assert_array_equal(copy.read(Span(0, 12)), masks[0] | masks[1])
+        assert copy.info.voxel_size == (16.145, 16.145, 16.145)
     assert main(["preview", "portal:tomogram/7"]) == 0
     assert (tmp_path / "ycw2013-01-03-15.png").is_file()
 

@@ -33,6 +33,14 @@ def test_what_passes_is_tried_again(portal: Stub, status: int) -> None:
     assert len(portal.headers) == 5
 
 
+@pytest.mark.timeout(60)
+def test_does_not_wait_for_hours(portal: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portal_query, "_LONGEST_WAIT", 0.05)
+    portal.statuses, portal.retry_after = [429, 503], "3600"
+    assert ask(QUERY, {"where": None}) == {"tomograms": []}
+    assert len(portal.headers) == 3
+
+
 def test_gives_up_after_a_fixed_number(portal: Stub) -> None:
     portal.statuses = [503] * 9
     with pytest.raises(RemoteError, match="HTTP 503, 5 times") as caught:

@@ -73,7 +73,7 @@ class RunSummary:
 
 def run(
     volume: Volume, destination: Path, request: RunRequest, *, runtime: Runtime | None = None,
-    on_event: OnEvent = ignore,
+    predictors: Predictors | None = None, on_event: OnEvent = ignore,
 ) -> RunSummary:  # fmt: skip
     """Segment a volume, or finish segmenting it, in the run store at ``destination``.
 
@@ -88,6 +88,8 @@ def run(
     ----------
     runtime
         What carries out the jobs of the stages; None does them in this process, one after the other.
+    predictors
+        Keeps the model for the next run in this process; None forgets it with this run.
 
     Raises
     ------
@@ -110,7 +112,7 @@ def run(
         _take_over_voxel_size(volume, store, ledger, on_event)
         limits, overview = _measure(volume, store, ledger, request, background, on_event)
         facts = run_facts(volume, store, request, limits)
-        stages = _Stages(facts, store, ledger, fence, volume, str(request.device), runtime, on_event)
+        stages = _Stages(facts, store, ledger, fence, volume, str(request.device), runtime, on_event, predictors)
         model_seconds = stages.run()
         overview.result()
         voxels = _finish_mask(store, ledger, request, on_event)
@@ -280,10 +282,11 @@ class _Stages:
 
     def __init__(
         self, facts: RunFacts, store: RunStore, ledger: Ledger, fence: Fence, volume: Volume, device: str,
-        runtime: Runtime, on_event: OnEvent,
+        runtime: Runtime, on_event: OnEvent, predictors: Predictors | None,
     ) -> None:  # fmt: skip
         self._facts, self._store, self._ledger, self._fence = facts, store, ledger, fence
         self._volume, self._device, self._runtime, self._on_event = volume, device, runtime, on_event
+        self._predictors = predictors
         self.nothing_to_do = all(ledger.finished(f"stage{stage}") for stage in STAGES)
 
     def run(self) -> float:
@@ -291,7 +294,7 @@ class _Stages:
         if self.nothing_to_do:
             return 0.0
         # A checkpoint that does not fit shall be found now, not when stage 1 is done.
-        predictors = Predictors()
+        predictors = self._predictors or Predictors()
         predictors.get(self._facts.model, 2, self._device if self._runtime.in_process else "cpu")
         work = partial(run_block, volume=self._volume, predictors=predictors) if self._runtime.in_process else run_block
         del predictors

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from etsam_zarr_cli.report import model_kind
 
+from etsam_zarr.seams import seam_text
 from etsam_zarr.status import RunStatus, read_status
 
 
@@ -32,6 +34,10 @@ def command(store: Path, as_json: bool) -> None:
     for stage in status.stages:
         rate = f", {stage.slices / stage.seconds:.3g} slices/s in the model" if stage.seconds else ""
         click.echo(f"stage {stage.stage}    {stage.slices}/{stage.total} slices{of_tiles}{rate}")
+        for seam in stage.seams:
+            click.echo(f"           {seam_text(seam)}")
+        if stage.slices == stage.total and not stage.settled:
+            click.echo("           windows do not all agree yet")
     if status.mask is None:
         click.echo("mask       not yet")
     else:
@@ -49,6 +55,7 @@ def _as_json(status: RunStatus) -> dict[str, Any]:
             stage.stage: {"slices": stage.slices, "total": stage.total, "seconds": stage.seconds}
             for stage in status.stages
         },
+        "seams": [asdict(seam) for stage in status.stages for seam in stage.seams],
         "mask": status.mask,
         "run": status.record,
     }

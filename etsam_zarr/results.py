@@ -114,7 +114,7 @@ class Source:
         status = stage_status(store, 2)
         if not status.finished:
             raise RunStoreError(
-                f"The run {self.path} is not finished: stage 2 has {status.slices} of {status.total} slices. Give its "
+                f"The run {self.path} is not finished: stage 2 has {status.count}. Give its "
                 "run command again; it goes on where it was."
             )
         return store

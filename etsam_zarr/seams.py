@@ -19,6 +19,8 @@ class SeamReport:
     """The window's first slice."""
     recomputed: int
     """Slices computed besides those that are kept once: repairs, and the context before the window."""
+    settled: bool
+    """Whether the last repair has ended."""
     agreed: bool
     """Whether the last repair ended before the window did."""
     difference: float
@@ -36,14 +38,16 @@ def seams(store: RunStore, ledger: Ledger, stage: Stage) -> tuple[SeamReport, ..
         recomputed = sum(ledger.reached(block, generation=repair.generation) - block.span.start for repair in repairs)
         found.append(SeamReport(
             stage, block.tile, block.window, block.span.start, recomputed + min(context, block.span.start),
-            repairs[-1].agreed, repairs[-1].difference,
+            repairs[-1].counts, repairs[-1].agreed, repairs[-1].difference,
         ))  # fmt: skip
     return tuple(found)
 
 
 def seam_text(seam: SeamReport) -> str:
     """Say what became of a seam, in one line."""
-    where = f"Stage {seam.stage}, tile {seam.tile}, seam at slice {seam.z}"
+    where = f"Stage {seam.stage}, tile {seam.tile}, windows meet at slice {seam.z}"
+    if not seam.settled:
+        return f"{where}: {seam.recomputed} slices recomputed so far."
     if not seam.agreed:
-        return f"{where}: {seam.recomputed} slices recomputed, the whole window among them; it is exact."
+        return f"{where}: {seam.recomputed} slices recomputed, the whole window among them: no difference let through."
     return f"{where}: {seam.recomputed} slices recomputed, largest difference let through {seam.difference:.3g}."

@@ -22,7 +22,6 @@ class StageStatus:
     """Slices of all tiles."""
     seconds: float
     """Spent in the model for them."""
-
     settled: bool
     """Whether nothing of it will change any more: where there are several windows, they agree."""
     seams: tuple[SeamReport, ...]
@@ -32,6 +31,12 @@ class StageStatus:
     def finished(self) -> bool:
         """Whether all of it is there."""
         return self.slices == self.total and self.settled
+
+    @property
+    def count(self) -> str:
+        """How far it is, for people: ``"9 of 12 slices"``."""
+        unsettled = self.slices == self.total and not self.settled
+        return f"{self.slices} of {self.total} slices" + (", but windows do not all agree yet" if unsettled else "")
 
 
 @dataclass(frozen=True)

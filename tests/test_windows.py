@@ -6,6 +6,7 @@ memory so closely that a wrong guess is seen for the whole window.
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -297,6 +298,25 @@ def test_modes_and_windows_are_not_mixed(seeded_spec: ModelSpec, repaired: Repai
             compute(path, seeded_spec, settings, windows=windows, seams=how)
 
 
+def test_status_says_what_became_of_the_seams(
+    repaired: Repaired, before_repair: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", str(repaired.store.path)]) == 0
+    assert (
+        "Stage 2, tile 0, windows meet at slice 16: 20 slices recomputed, largest difference" in capsys.readouterr().out
+    )
+    assert main(["status", str(repaired.store.path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(seam["stage"], seam["z"], seam["settled"]) for seam in told["seams"]] == [(1, 16, True), (2, 16, True)]
+    unfinished = before_repair("lenient")
+    assert main(["status", str(unfinished)]) == 0
+    text = capsys.readouterr().out
+    assert "stage 2    40/40 slices" in text
+    assert "windows do not all agree yet" in text
+    assert main(["export", str(unfinished), "--logits", str(unfinished.with_name("a.mrc"))]) == 1
+    assert "windows do not all agree yet" in capsys.readouterr().err
+
+
 def command(volume: Path, store: Path) -> list[str]:
     program = "import sys; from etsam_zarr_cli.main import main; sys.exit(main())"
     return [
@@ -325,7 +345,7 @@ def test_killed_in_a_repair(records: list[Path], seeded_spec: ModelSpec, tmp_pat
             with subprocess.Popen(command(source, store), stderr=subprocess.DEVNULL) as process:
                 kill_when(process, there)
     done = subprocess.run(command(source, store), check=True, capture_output=True, text=True)
-    assert "seam at slice 16" in done.stderr
+    assert "windows meet at slice 16: " in done.stderr
     wanted = compute(tmp_path / "whole.etsam.zarr", seeded_spec, SETTINGS["etsam-v2"], voxels=voxels)
     assert_same(store, arrays_of(wanted.path))
 

@@ -29,6 +29,7 @@ from etsam_zarr.pipeline import final_scores
 from etsam_zarr.results import COMPONENTS, PROCESSED, Source
 from etsam_zarr.runstore import RunStore, Stage
 from etsam_zarr.status import stage_status
+from etsam_zarr.tiling import recorded_grid
 from etsam_zarr.volume import Array
 
 ScoreType = Literal["uint8", "float16", "float32"]
@@ -171,12 +172,15 @@ def scores_export(store: RunStore, path: Path, *, dtype: ScoreType = "uint8", st
 def etsam_exports(store: RunStore, folder: Path) -> list[Export]:
     """Prepare mask, logits of stage 2 and, where there is one, the processed mask under the names that ETSAM gives.
 
+    Quadrants have those of its split processing.
+
     Raises
     ------
     RunStoreError
         The run is not finished.
     """
-    start = f"{store.record['name']}_etsam_predicted"
+    split = "_split_processing" if recorded_grid(store.record).tiling == "quadrants" else ""
+    start = f"{store.record['name']}_etsam_predicted{split}"
     exports = [
         mask_export(store, folder / f"{start}_mask.mrc"),
         logits_export(store, folder / f"{start}_logits.mrc"),
@@ -235,7 +239,7 @@ def _require_stage(store: RunStore, stage: Stage) -> None:
     status = stage_status(store, stage)
     if not status.finished:
         raise RunStoreError(
-            f"Stage {stage} of the run {store.path} has {status.slices} of {status.total} slices. Give its run command "
+            f"Stage {stage} of the run {store.path} has {status.count}. Give its run command "
             "again to finish it, then export."
         )
 

@@ -16,6 +16,7 @@ from conftest import FinishedRun
 from etsam_zarr_cli.main import main
 from made_run import make_run
 
+from etsam_zarr.export import etsam_exports
 from etsam_zarr.geometry import Span
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.pipeline import final_scores
@@ -273,3 +274,11 @@ def test_another_run_is_not_replaced_either(
 def test_scores_are_not_written_as_mrc(run_store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run_store.path), "--scores", str(tmp_path / "s.mrc")]) == 1
     assert "--logits" in capsys.readouterr().err
+
+
+def test_quadrants_have_the_names_of_etsams_split_processing(run_store: RunStore, tmp_path: Path) -> None:
+    run_store.revise(settings={**run_store.record["settings"], "tiling": "quadrants"})
+    names = {export.path.name for export in etsam_exports(run_store, tmp_path)}
+    assert names == {
+        "t_etsam_predicted_split_processing_mask.mrc", "t_etsam_predicted_split_processing_logits.mrc",
+    }  # fmt: skip

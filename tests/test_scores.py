@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import FinishedRun
 
+from etsam_zarr.errors import RunStoreError
 from etsam_zarr.geometry import Span
 from etsam_zarr.runstore import RunStore, StageArrays
 from etsam_zarr.scores import ScoreView, upsample
+from etsam_zarr.tiling import lay_tiles
 
 SHAPE = (37, 23, 31)
 
@@ -57,6 +59,25 @@ def test_backward_predictions_are_shown_in_place_of_their_slices_and_stored_ones
     others = [z for z in range(37) if z not in (0, 20)]
     np.testing.assert_array_equal(shown[others], plain[others])
     np.testing.assert_array_equal(ScoreView(arrays, SHAPE).read(Span(0, 37)), plain)
+
+
+def test_a_box_of_tiles_is_a_part_of_the_whole_and_native_scores_are_refused(tmp_path: Path) -> None:
+    record = {"shape": [5, 70, 90], "ome_zarr": "0.4", "fingerprint": {}}
+    store = RunStore.create(
+        tmp_path / "tiled.etsam.zarr", record, tiles=6, native_size=10, hidden_dim=4, prompted={1: 0, 2: 0}
+    )
+    grid, arrays = lay_tiles("tiles", 70, 90, image_size=40, overlap=5), store.stage(1)
+    arrays.logits[...] = np.random.default_rng(0).normal(size=(6, 5, 10, 10)).astype(np.float32)
+    view = ScoreView(arrays, (5, 70, 90), grid=grid)
+    whole = view.read(Span(0, 5))
+    for y, x in ((Span(0, 70), Span(0, 90)), (Span(34, 37), Span(20, 60)), (Span(69, 70), Span(0, 1))):
+        np.testing.assert_array_equal(view.read(Span(1, 3), y, x), whole[1:3, y.as_slice(), x.as_slice()])
+    # Where one tile is alone it is seen as it is; where several meet, between their least and greatest.
+    np.testing.assert_array_equal(whole[0, :30, :25], upsample(arrays.logits[0, 0], 40, 40)[:30, :25])
+    assert arrays.logits[...].min() <= whole.min()
+    assert whole.max() <= arrays.logits[...].max()
+    with pytest.raises(RunStoreError, match="6 tiles, so there are no native scores of whole slices"):
+        view.native()
 
 
 def test_slices_of_the_native_size_stay_as_they_are() -> None:

@@ -26,6 +26,7 @@ from etsam_zarr.geometry import Shape3, Span
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.pipeline import RunRequest, RunSummary, final_scores, run
 from etsam_zarr.plan import plan_run
+from etsam_zarr.runstore import STAGES, Stage
 
 # Two tiles of 256 along each axis, overlapping by 212 and 92.
 SHAPE = (5, 300, 420)
@@ -213,3 +214,39 @@ def test_all_commands_take_a_tiled_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert '"dice": 1.0' in capsys.readouterr().out
     assert main(["preview", str(store), "-o", str(tmp_path / "sheet.png")]) == 0
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+CELL = 16
+"""Voxels of the image encoder's cells: the differences of neighbouring columns depend on where in a cell they lie."""
+
+
+def column_differences(summary: RunSummary, stage: Stage) -> npt.NDArray[np.float64]:
+    """Mean absolute logit difference of neighbouring columns, over all slices but the prompted one."""
+    logits = final_scores(summary.store, stage).read(Span(1, summary.store.shape[0]))
+    return np.abs(np.diff(logits, axis=2)).mean(axis=(0, 1), dtype=float)
+
+
+@pytest.mark.parametrize("width", [480, 471])
+def test_tiles_leave_no_seam(width: int, seeded_spec: ModelSpec, tmp_path: Path) -> None:
+    """Two tiles; where one begins or ends, neighbouring columns differ no more than elsewhere in the other."""
+    voxels = tiny.texture((4, 256, width))
+    summary = stream(voxels, tmp_path / "run.etsam.zarr", seeded_spec, resolve_settings("etsam-v2"))
+    start, stop = width - 256, 256
+    for stage in STAGES:
+        differences = column_differences(summary, stage)
+        left = [differences[x] for x in range(CELL, start - CELL) if (x - start + 1) % CELL == 0]
+        right = [differences[x] for x in range(stop + CELL, width - CELL - 1) if (x - stop + 1) % CELL == 0]
+        assert differences[start - 1] <= 1.05 * np.mean(left)
+        assert differences[stop - 1] <= 1.05 * np.mean(right)
+        elsewhere = np.concatenate([differences[CELL:start], differences[stop : width - CELL]])
+        assert differences[start:stop].max() <= 1.05 * elsewhere.max()
+        assert differences[start:stop].mean() <= 1.05 * elsewhere.mean()
+
+
+def test_quadrants_do(seeded_spec: ModelSpec, tmp_path: Path) -> None:
+    """What the test above would find, were there a seam."""
+    settings = resolve_settings("etsam-v2", tiling="quadrants", grid_interval=50)
+    summary = stream(tiny.texture((4, 256, 480)), tmp_path / "run.etsam.zarr", seeded_spec, settings)
+    for stage in STAGES:
+        differences = column_differences(summary, stage)
+        assert differences[239] > 3 * np.delete(differences, 239).max()

@@ -28,7 +28,9 @@ class Progress:
             case Started():
                 self._start(event)
             case Advanced() if self._terminal:
-                self._bars[event.name].update(event.count)
+                bar = self._bars[event.name]
+                # Slices that a worker computes again after another one died are told of twice.
+                bar.update(min(event.count, bar.total - bar.n))
             case Advanced():
                 self._plain[event.name].advance(event.count)
             case Finished():
@@ -67,7 +69,7 @@ class _PlainCounter:
         self._say(f"{event.total} {event.unit}{resumed}")
 
     def advance(self, count: int) -> None:
-        self._done += count
+        self._done = min(self._done + count, self._event.total)
         now = time.monotonic()
         if now - self._said < SECONDS_BETWEEN_LINES:
             return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from etsam_zarr_cli.run_options import Prepared
 from etsam_zarr_cli.traffic import plan_line
+from etsam_zarr_cli.worker_options import Team
 
 from etsam_zarr.plan import RunPlan, StagePlan
 from etsam_zarr.volume import VolumeInfo
@@ -21,7 +22,9 @@ STANDS_IN = (
 )
 
 
-def plan_lines(prepared: Prepared, projection: Projection, *, device: str, precision: str) -> list[str]:
+def plan_lines(
+    prepared: Prepared, projection: Projection, *, device: str, precision: str, team: Team
+) -> list[str]:  # fmt: skip
     """Describe what a run will do and need."""
     info, plan = prepared.volume.info, prepared.plan
     kind = model_kind(untrained=prepared.model.untrained, bundled=prepared.model.bundled)
@@ -35,6 +38,7 @@ def plan_lines(prepared: Prepared, projection: Projection, *, device: str, preci
         f"work       {_tiles(plan)}, {_count(len(plan.windows), 'window')}, "
         f"{_count(plan.slabs, 'slab')} of {plan.slab} slices, 2 stages",
         *(_stage_line(stage, plan) for stage in plan.stages),
+        *([] if team.here else [team.line(plan)]),
         f"memory     {bytes_text(projection.host)} on the host"
         + (f", {bytes_text(projection.device)} on {device}" if projection.device else ""),
         f"disk       {bytes_text(projection.disk)} at most",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from etsam_zarr_cli.run_options import Prepared
 from etsam_zarr_cli.traffic import cached_bytes, room
+from etsam_zarr_cli.worker_options import Team
 
 from etsam_zarr.config import PROFILES, Precision
 from etsam_zarr.device import choose_device, choose_precision
@@ -30,12 +31,14 @@ class Resources:
     warnings: tuple[str, ...]
 
     @classmethod
-    def of(cls, prepared: Prepared, given: dict[str, Any]) -> Resources:
+    def of(cls, prepared: Prepared, given: dict[str, Any], team: Team) -> Resources:
         """Choose for a prepared run; sets PyTorch's number of threads."""
         if given["threads"] is not None:
             torch.set_num_threads(given["threads"])
-        device = choose_device(given["device"])
-        precision = choose_precision(given["precision"], device)
+        # A cluster's devices are not those of this machine.
+        device = choose_device(team.device) if team.client is None else torch.device(team.device)
+        wanted = team.precision if given["precision"] == "auto" and team.precision else given["precision"]
+        precision = choose_precision(wanted, device)
         projection = project(
             prepared.plan, prepared.model.config, prepared.volume.info, weights=prepared.model.weight_bytes(),
             on_host=device.type == "cpu", half=precision == "bfloat16",
@@ -44,7 +47,11 @@ class Resources:
             memory, disk = room(prepared.need, prepared.remote.cache)
             disk = max(0, disk - cached_bytes(supply_of(prepared.volume)))
             projection = replace(projection, host=projection.host + memory, disk=projection.disk + disk)
-        free = None if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
+        if team.devices and device.type == "cpu":
+            projection = replace(projection, host=projection.host * team.count)
+        free = None
+        if device.type != "cpu" and team.client is None:
+            free = min(int(torch.cuda.mem_get_info(name)[0]) for name in team.devices or (device,))
         warnings = [*prepared.volume.info.warnings, *_replaced(prepared, given["profile"])]
         if prepared.plan.squeezed > 1:
             warnings.append(

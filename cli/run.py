@@ -9,6 +9,7 @@ from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.report import plan_lines
 from etsam_zarr_cli.run_options import Prepared, prepare, run_options
 from etsam_zarr_cli.traffic import remove_default_cache, summary_lines
+from etsam_zarr_cli.worker_options import Team, hired
 
 from etsam_zarr.events import Notice
 
@@ -48,9 +49,11 @@ def command(
     if summary.already_finished:
         click.echo("This run is finished already; nothing was computed.")
     elif summary.model_seconds:
+        outside = 1 - summary.model_seconds / summary.seconds / summary.workers
+        together = f" of {summary.workers} workers" if summary.workers > 1 else ""
         click.echo(
-            f"{summary.seconds:.1f} s, of which {summary.model_seconds:.1f} s in the model "
-            f"({1 - summary.model_seconds / summary.seconds:.0%} outside of it)"
+            f"{summary.seconds:.1f} s, of which {summary.model_seconds:.1f} s in the model{together} "
+            f"({max(0, outside):.0%} outside of it)"
         )
     click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")
     for line in summary_lines(prepared.volume):
@@ -66,6 +69,13 @@ def segment(
     given: dict[str, Any], progress: Progress, *, overwrite: bool = False, force: bool = False
 ) -> tuple[Prepared, RunSummary]:
     """Do what the options of a run ask for, after saying what that is; ``batch`` does so for each line."""
+    with hired(given, progress) as team:
+        return _segment({**given, "team_size": team.count}, team, progress, overwrite=overwrite, force=force)
+
+
+def _segment(
+    given: dict[str, Any], team: Team, progress: Progress, *, overwrite: bool, force: bool
+) -> tuple[Prepared, RunSummary]:
     prepared = prepare(given)
     # Only now torch: a wrong path or option is answered at once.
     from etsam_zarr_cli.resources import Resources
@@ -73,8 +83,10 @@ def segment(
     from etsam_zarr.memory import check_fits
     from etsam_zarr.pipeline import RunRequest, run
 
-    resources = Resources.of(prepared, given)
-    for line in plan_lines(prepared, resources.projection, device=str(resources.device), precision=resources.precision):
+    resources = Resources.of(prepared, given, team)
+    for line in plan_lines(
+        prepared, resources.projection, device=str(resources.device), precision=resources.precision, team=team
+    ):  # fmt: skip
         click.echo(line, err=True)
     for warning in resources.warnings:
         progress(Notice(warning, warning=True))
@@ -85,7 +97,7 @@ def segment(
         ome_zarr=given["ome_zarr"], level=given["level"], overwrite=overwrite,
         remote=prepared.remote,
     )  # fmt: skip
-    with prepared.volume:
-        summary = run(prepared.volume, prepared.destination, request, on_event=progress)
+    with prepared.volume, team.runtime(prepared, given, progress) as runtime:
+        summary = run(prepared.volume, prepared.destination, request, runtime=runtime, on_event=progress)
         remove_default_cache(prepared.volume, asked_for=given["cache"] is not None)
     return prepared, summary

@@ -20,6 +20,7 @@ from etsam_zarr_cli.remote_options import (
 from etsam_zarr_cli.traffic import need_of
 from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 from etsam_zarr_cli.window_options import WINDOW_OPTIONS, given_windows
+from etsam_zarr_cli.worker_options import WORKER_OPTIONS
 
 from etsam_zarr.chunk_supply import Need
 from etsam_zarr.config import PROFILES, Settings, resolve_settings
@@ -78,6 +79,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Of the computation; auto takes bfloat16 where the device computes it fast.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
+    *WORKER_OPTIONS,
     *WINDOW_OPTIONS,
     click.option("--slab", type=int, help="Slices read at once and saved together. [default: 16, or fewer]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the model. [default: all cores]"),

@@ -48,7 +48,7 @@ def given_windows(given: dict[str, Any], depth: int, destination: Path) -> dict[
     """Return the windows and seams of a plan.
 
     ``auto`` takes the windows of the run store that is there, so that a run can be finished with another number of
-    workers.
+    workers; else one per worker, of which there are ``given["team_size"]``.
 
     Raises
     ------
@@ -70,16 +70,8 @@ def given_windows(given: dict[str, Any], depth: int, destination: Path) -> dict[
         stored = None if given.get("overwrite") else _stored_windows(destination)
         if stored is not None and stored[-1].stop == depth:
             return {"windows": stored, "seams": seams}
-        count = worker_count(given)
+        count = given["team_size"]
     return {"windows": cut_windows(depth, count, unit=LOGIT_CHUNK_DEPTH), "seams": seams}
-
-
-def worker_count(given: dict[str, Any]) -> int:
-    """Return how many devices or workers the options name."""
-    if given.get("workers") is not None:
-        return int(given["workers"])
-    devices = given.get("devices")
-    return len(str(devices).split(",")) if devices else 1
 
 
 def _stored_windows(destination: Path) -> tuple[Span, ...] | None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etsam_zarr.errors import ClusterError, SettingsError
+from etsam_zarr.events import Notice, OnEvent
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -59,16 +62,17 @@ def local_cluster(devices: Sequence[str], *, threads: int) -> Iterator[Client]:
     ClusterError
         The workers did not start.
     """
+    import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    quiet = logging.CRITICAL  # what matters of it reaches the user as events and errors
+    level = _log_level()
     workers = {
         number: {
             "cls": Nanny,
             "options": {
-                "host": "127.0.0.1", "nthreads": 1, "env": _environment(device, threads),
+                "host": "127.0.0.1", "nthreads": 1, "env": _visible(device),
                 # Tasks hold no data that could be spilled, and a worker that is killed for its memory says less.
-                "memory_limit": 0, "dashboard": False, "silence_logs": quiet,
+                "memory_limit": 0, "dashboard": False, "silence_logs": level,
             },
         }
         for number, device in enumerate(devices)
@@ -80,14 +84,18 @@ def local_cluster(devices: Sequence[str], *, threads: int) -> Iterator[Client]:
             "host": "127.0.0.1", "port": 0, "dashboard_address": address, "allowed_failures": ALLOWED_FAILURES
         },
     }  # fmt: skip
-    with _start_errors(), contextlib.ExitStack() as stack:
-        cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=quiet)
+    # This takes the place of a default by which workers give memory back to the system so eagerly
+    # (MALLOC_TRIM_THRESHOLD_) that a model, which takes it again for every slice, spends a third of its time on that.
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    spawn = {"distributed.nanny.pre-spawn-environ": dict.fromkeys(names, str(threads))}
+    with _quiet(level), dask.config.set(spawn), _start_errors(), contextlib.ExitStack() as stack:
+        cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=level)
         stack.callback(_close, cluster)
         client = stack.enter_context(Client(cluster, timeout=_START_SECONDS, set_as_default=False))
         client.wait_for_workers(len(devices), timeout=_START_SECONDS)
         client.register_plugin(_plugin())
         keep = stack.pop_all()
-    with keep:
+    with _quiet(level), keep:
         yield client
 
 
@@ -114,15 +122,36 @@ def existing_cluster(scheduler: str) -> Iterator[Client]:
             f"There is no scheduler file {scheduler}. Give the address of a scheduler (tcp://host:port), or the file "
             "that 'dask scheduler --scheduler-file' wrote."
         )
+    with _quiet(_log_level()):
+        try:
+            client = Client(**where, timeout=20, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"No scheduler answers at {scheduler} ({error}). Start one with 'dask scheduler', or take --workers or "
+                "--devices for workers on this machine."
+            ) from error
+        with client:
+            yield client
+
+
+def wait_for_worker(client: Client, *, seconds: float, on_event: OnEvent) -> None:
+    """Return as soon as there is a worker.
+
+    Raises
+    ------
+    ClusterError
+        There is none after so many seconds.
+    """
+    if client.nthreads():
+        return
+    on_event(Notice(f"The cluster has no workers yet; waiting up to {seconds:g} s for the first."))
     try:
-        client = Client(**where, timeout=20, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError as error:
         raise ClusterError(
-            f"No scheduler answers at {scheduler} ({error}). Start one with 'dask scheduler', or take --workers or "
-            "--devices for workers on this machine."
+            f"The cluster has had no workers for {seconds:g} s. Start some ('dask worker --nthreads 1', or scale your "
+            "dask-jobqueue cluster), look at the batch system's queue, and give the command again."
         ) from error
-    with client:
-        yield client
 
 
 def dashboard_of(client: Client) -> str:
@@ -162,7 +191,7 @@ def look_over(client: Client, *, files: Sequence[Path], device: str = "auto") ->
             f"The workers {', '.join(other)} do not have {_PACKAGE} {version}, which runs here. Install the same "
             "version in the workers' environment, or start them from this one."
         )
-    facts: dict[str, WorkerFacts] = client.run(describe_worker, tuple(str(path) for path in files))
+    facts: dict[str, WorkerFacts] = client.run(describe_worker, tuple(str(path) for path in files), device)
     for address, fact in sorted(facts.items()):
         if fact.missing:
             raise ClusterError(
@@ -189,15 +218,18 @@ def look_over(client: Client, *, files: Sequence[Path], device: str = "auto") ->
     return facts
 
 
-def describe_worker(files: tuple[str, ...], dask_worker: Any = None) -> WorkerFacts:  # noqa: ANN401 - untyped
+def describe_worker(files: tuple[str, ...], device: str, dask_worker: Any = None) -> WorkerFacts:  # noqa: ANN401
     """Describe the process that calls; dask.distributed passes itself as ``dask_worker``."""
     import socket
 
     import torch
 
+    from etsam_zarr.device import choose_precision
+
     missing = tuple(path for path in files if not Path(path).exists())
     gpu = str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None
-    fast = gpu is not None and torch.cuda.is_bf16_supported()
+    where = torch.device("cpu" if gpu is None or device == "cpu" else "cuda:0")
+    fast = choose_precision("auto", where) == "bfloat16"
     return WorkerFacts(socket.gethostname(), dask_worker.state.nthreads, gpu, fast, missing)
 
 
@@ -251,27 +283,31 @@ def devices_for(devices: str | None, workers: int | None, device: str) -> tuple[
     return chosen
 
 
-def _environment(device: str, threads: int) -> dict[str, str]:
-    count = str(threads)
-    environment = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
+def _visible(device: str) -> dict[str, str]:
+    """Return the environment in which a process sees this device only."""
     if device == "cpu":
-        return {**environment, "CUDA_VISIBLE_DEVICES": ""}
+        return {"CUDA_VISIBLE_DEVICES": ""}
     # cuda:N counts what this process sees, which may be a part of what there is.
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     number = device.partition(":")[2] or "0"
-    return {**environment, "CUDA_VISIBLE_DEVICES": seen.split(",")[int(number)] if seen else number}
+    return {"CUDA_VISIBLE_DEVICES": seen.split(",")[int(number)] if seen else number}
 
 
 def _plugin() -> Any:  # noqa: ANN401 - a class of a package that is imported late
     from distributed import WorkerPlugin
 
-    class LeaveInterruptsToTheRun(WorkerPlugin):  # type: ignore[misc] # untyped
-        """Ctrl-C reaches all processes of a terminal; the run then ends its workers itself."""
+    class EndQuietly(WorkerPlugin):  # type: ignore[misc] # untyped
+        """Lets a worker be ended at any moment without a word."""
 
         def setup(self, worker: object) -> None:
+            # Ctrl-C reaches all processes of a terminal; the run then ends its workers itself.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if sys.platform == "linux":
+                # Nothing is started from here. But a library's locks (numcodecs has one) are then made without a name
+                # that has to be given back, which a killed worker cannot do, and Python would complain.
+                multiprocessing.set_start_method("fork", force=True)
 
-    return LeaveInterruptsToTheRun()
+    return EndQuietly()
 
 
 def _close(cluster: Any) -> None:  # noqa: ANN401
@@ -282,6 +318,24 @@ def _close(cluster: Any) -> None:  # noqa: ANN401
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
     cluster.close(timeout=20)
+
+
+def _log_level() -> int:
+    """Return from which level on dask.distributed may log: what matters of it reaches the user as events and errors."""
+    return logging.INFO if logging.getLogger().level in range(1, logging.INFO + 1) else logging.CRITICAL
+
+
+@contextlib.contextmanager
+def _quiet(level: int) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)
 
 
 @contextlib.contextmanager

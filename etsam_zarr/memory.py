@@ -94,11 +94,13 @@ def project(
 
     factor = overview_factor(info.shape)
     voxels = depth * plane
+    # Repairs of all windows at worst hold every slice of the stage under way a second time.
+    stored_stages = 2 if len(plan.windows) == 1 else 3
     disk = (
-        2 * len(plan.tiles) * depth * (native + model.hidden_dim) * 4
+        stored_stages * len(plan.tiles) * depth * (native + model.hidden_dim) * 4
         + voxels // 8  # masks compress well; the score would not
         + 8 * voxels * 4 // (7 * factor**3)
-        + len(plan.tiles) * sum(_stored_state(stage, model) for stage in plan.stages)
+        + len(plan.tiles) * sum(_stored_state(stage, model, len(plan.windows)) for stage in plan.stages)
     )
     return Projection(host=host, device=0 if on_host else on_device, disk=disk, prompted=prompted)
 
@@ -149,6 +151,7 @@ def _prompted_bytes(stage: StagePlan, model: ModelConfig) -> int:
     return kept + attended
 
 
-def _stored_state(stage: StagePlan, model: ModelConfig) -> int:
+def _stored_state(stage: StagePlan, model: ModelConfig, windows: int) -> int:
     memory = model.memory_tokens * model.memory_dim * 2
-    return len(stage.prompted) * (memory + model.native_size**2 * 4) + 2 * model.recent_memories * memory + 2 * MIB
+    recent = 2 * model.recent_memories * memory + 2 * MIB
+    return len(stage.prompted) * (memory + model.native_size**2 * 4) + windows * recent

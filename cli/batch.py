@@ -49,6 +49,9 @@ def command(manifest: Path, *, folder: Path, conditions: dict[str, str], force: 
     choice = given_choice(given)
     items = read_items(manifest, rows, choice=choice)
     progress = Progress()
+    from etsam_zarr.predictors import Predictors
+
+    predictors = Predictors()  # the model is built once for all
 
     def run_one(item: BatchItem, store: Path) -> Outcome:
         try:
@@ -56,7 +59,7 @@ def command(manifest: Path, *, folder: Path, conditions: dict[str, str], force: 
                 # The choice is in the address already, and files have none.
                 {**given, "source": item.source, "output": store, "output_dir": None, "tomogram_spacing": None,
                  "tomogram_processing": None, "tomogram_default": False},
-                progress, force=force,
+                progress, force=force, predictors=predictors,
             )  # fmt: skip
         finally:
             progress.close()

@@ -15,6 +15,7 @@ from etsam_zarr.events import Notice
 
 if TYPE_CHECKING:
     from etsam_zarr.pipeline import RunSummary
+    from etsam_zarr.predictors import Predictors
 
 
 @click.command()
@@ -66,16 +67,22 @@ def command(
 
 
 def segment(
-    given: dict[str, Any], progress: Progress, *, overwrite: bool = False, force: bool = False
-) -> tuple[Prepared, RunSummary]:
-    """Do what the options of a run ask for, after saying what that is; ``batch`` does so for each line."""
+    given: dict[str, Any], progress: Progress, *, overwrite: bool = False, force: bool = False,
+    predictors: Predictors | None = None,
+) -> tuple[Prepared, RunSummary]:  # fmt: skip
+    """Do what the options of a run ask for, after saying what that is; ``batch`` does so for each line.
+
+    ``predictors`` keeps the model for the next one.
+    """
     with hired(given, progress) as team:
-        return _segment({**given, "team_size": team.count}, team, progress, overwrite=overwrite, force=force)
+        given = {**given, "team_size": team.count}
+        return _segment(given, team, progress, overwrite=overwrite, force=force, predictors=predictors)
 
 
 def _segment(
-    given: dict[str, Any], team: Team, progress: Progress, *, overwrite: bool, force: bool
-) -> tuple[Prepared, RunSummary]:
+    given: dict[str, Any], team: Team, progress: Progress, *, overwrite: bool, force: bool,
+    predictors: Predictors | None,
+) -> tuple[Prepared, RunSummary]:  # fmt: skip
     prepared = prepare(given)
     # Only now torch: a wrong path or option is answered at once.
     from etsam_zarr_cli.resources import Resources
@@ -98,6 +105,8 @@ def _segment(
         remote=prepared.remote,
     )  # fmt: skip
     with prepared.volume, team.runtime(prepared, given, progress) as runtime:
-        summary = run(prepared.volume, prepared.destination, request, runtime=runtime, on_event=progress)
+        summary = run(
+            prepared.volume, prepared.destination, request, runtime=runtime, predictors=predictors, on_event=progress
+        )
         remove_default_cache(prepared.volume, asked_for=given["cache"] is not None)
     return prepared, summary

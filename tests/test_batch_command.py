@@ -260,3 +260,20 @@ def test_a_run_of_a_region_is_compared_with_the_truth_of_the_whole(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["masks"] == expected
     assert "the truth is cut to it" in captured.err
+
+
+def test_the_model_is_built_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its weights are changed back and forth, so that each result is that of a run of its own."""
+    from etsam_zarr.modelspec import ModelSpec
+
+    for seed in (1, 2):
+        tiny.write_tomogram(tmp_path / f"t{seed}.mrc", tiny.texture(seed=seed))
+    (tmp_path / "m.csv").write_text("input\nt1.mrc\nt2.mrc\n")
+    built = []
+    build = ModelSpec.build
+    monkeypatch.setattr(ModelSpec, "build", lambda self, device: built.append(device) or build(self, device))
+    assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "out"), *OPTIONS]) == 0
+    assert len(built) == 1
+    assert main(["run", str(tmp_path / "t2.mrc"), *OPTIONS]) == 0
+    assert len(built) == 2
+    tiny.assert_same_results(tmp_path / "out" / "t2.etsam.zarr", tmp_path / "t2.etsam.zarr")

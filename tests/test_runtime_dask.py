@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dask_cluster import Cluster
 from dummy_jobs import DummyJob, compute, is_done, trace_of, undone
 
 from etsam_zarr.cluster import devices_for, existing_cluster, local_cluster, look_over
@@ -170,45 +169,6 @@ def test_a_worker_that_was_thought_dead_writes_nothing_more(client: Any, tmp_pat
 
 
 # Clusters that are there already
-
-
-class Cluster:
-    """``dask scheduler`` and ``dask worker`` as users start them."""
-
-    def __init__(self, folder: Path, *, workers: int = 1, options: tuple[str, ...] = ("--nthreads", "1")) -> None:
-        self.file = folder / "scheduler.json"
-        dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-        self.scheduler = _start(*dask, "--scheduler-file", str(self.file), "--port", "0", "--no-dashboard",
-                                "--host", "127.0.0.1")  # fmt: skip
-        self.workers = [
-            _start(
-                sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(self.file),
-                "--host", "127.0.0.1", "--no-dashboard", "--local-directory", str(folder), "--death-timeout", "60",
-                *options,
-            )
-            for _ in range(workers)
-        ]  # fmt: skip
-
-    def __enter__(self) -> Cluster:
-        deadline = time.monotonic() + 120
-        while not self.file.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in (*self.workers, self.scheduler):
-            process.terminate()
-        for process in (*self.workers, self.scheduler):
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _start(*command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def test_an_existing_cluster_that_loses_its_scheduler(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def plan_lines(
     note = [f"note       {STANDS_IN}"] if prepared.model.stands_in else []
     return [
         f"volume     {size(info)}, {info.format}, {info.uri}",
-        f"output     {prepared.destination}",
+        f"output     {prepared.destination}"
+        + ("" if prepared.copy_to is None else f", copied to {prepared.copy_to.shown} at the end"),
         f"model      {prepared.model.config.name}{kind}, image {plan.image_size} x {plan.image_size}, "
         f"{precision} on {device}",
         *note,

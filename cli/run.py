@@ -59,7 +59,7 @@ def command(
     click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")
     for line in summary_lines(prepared.volume):
         click.echo(line)
-    click.echo(f"run store  {prepared.destination}")
+    click.echo(f"run store  {prepared.destination if prepared.copy_to is None else prepared.copy_to.shown}")
     if post_process:
         from etsam_zarr_cli.postprocess import command as postprocess
 
@@ -109,4 +109,12 @@ def _segment(
             prepared.volume, prepared.destination, request, runtime=runtime, predictors=predictors, on_event=progress
         )
         remove_default_cache(prepared.volume, asked_for=given["cache"] is not None)
+    if prepared.copy_to is not None:
+        from etsam_zarr.publish import publish
+
+        copied = publish(prepared.destination, prepared.copy_to, options=prepared.remote, on_event=progress)
+        progress(Notice(
+            f"{copied.copied} of {copied.files} files were copied to {prepared.copy_to.shown}, all are there; the local "
+            f"run store {prepared.destination} may be deleted."
+        ))  # fmt: skip
     return prepared, summary

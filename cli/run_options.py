@@ -28,7 +28,7 @@ from etsam_zarr.errors import SettingsError
 from etsam_zarr.modelspec import ModelSpec, choose_model
 from etsam_zarr.plan import RunPlan, plan_run
 from etsam_zarr.remote import RemoteOptions, keep_chunks
-from etsam_zarr.remote_address import is_remote
+from etsam_zarr.remote_address import RemoteAddress, as_uri, is_remote
 from etsam_zarr.runstore import SUFFIX
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import Volume
@@ -38,7 +38,8 @@ _FILE = click.Path(path_type=Path)
 
 _OPTIONS: list[Callable[[Any], Any]] = [
     click.argument("source", metavar="INPUT"),
-    click.option("-o", "--output", type=_FILE, help=f"Run store to make. [default: INPUT's name with {SUFFIX}]"),
+    click.option("-o", "--output", type=_FILE, help=f"Run store to make; for s3:// a local one is made, then copied. "
+                 f"[default: INPUT's name with {SUFFIX}]"),
     click.option("--output-dir", type=_FILE, help="Folder for the run store, which gets INPUT's name there."),
     click.option(
         "--profile", type=click.Choice(list(PROFILES)),
@@ -109,6 +110,8 @@ class Prepared:
     """How the volume was opened, and where its chunks are kept, if it is remote."""
     need: Need | None
     """What it will fetch, if it is remote."""
+    copy_to: RemoteAddress | None
+    """Where the finished run store is to be copied, if the output is an address."""
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,14 +135,30 @@ def prepare(given: dict[str, Any]) -> Prepared:
     access = given_access(given)
     opened = open_volume(source, level=given["level"], voxel_size=given["voxel_size"], remote=access)
     volume = given_region(opened, given)
-    destination = _destination(given, volume)
+    copy_to = _copy_to(given)
+    destination = _destination(given, volume) if copy_to is None else Path(copy_to.path.rpartition("/")[2])
     plan = plan_run(
         volume.info.shape, settings, model.config, voxel_bytes=volume.info.dtype.itemsize, slab=given["slab"],
         **given_windows(given, volume.info.shape[0], destination),
     )  # fmt: skip
     remote = replace(access, cache=given_cache(given, destination))
     keep_chunks(volume, remote.cache)
-    return Prepared(volume, destination, settings, model, plan, remote, need_of(volume))
+    return Prepared(volume, destination, settings, model, plan, remote, need_of(volume), copy_to)
+
+
+def _copy_to(given: dict[str, Any]) -> RemoteAddress | None:
+    """Return the output if it is an address; the run then works in the present folder, under the same name."""
+    output = "" if given["output"] is None else as_uri(given["output"])
+    if not is_remote(output):
+        return None
+    address = RemoteAddress.parse(output)
+    if address.scheme != "s3" or not address.path:
+        raise SettingsError(
+            f"The output is {address.shown}; a run store is written to a local path, or to s3://bucket/path."
+        )
+    if given["output_dir"] is not None:
+        raise SettingsError("Both -o and --output-dir are given. Give one of them.")
+    return address
 
 
 def _destination(given: dict[str, Any], volume: Volume) -> Path:

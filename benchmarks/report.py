@@ -1,4 +1,4 @@
-"""Prints the tables of docs/benchmarks.md from the result files of memory.py and throughput.py.
+"""Prints the tables of docs/benchmarks.md from the result files of memory.py, throughput.py and remote.py.
 
 python benchmarks/report.py
 """
@@ -12,6 +12,8 @@ from typing import Any
 import click
 from measure import RESULTS, table
 from memory import LOOPS, rows_of
+from tiles import rows_of as tile_rows
+from remote import summary
 
 
 def read(name: str) -> dict[str, Any]:
@@ -44,6 +46,12 @@ def main() -> None:
     click.echo()
     names = sorted(path.stem for path in RESULTS.glob("throughput-*.json"))
     click.echo(table([throughput_row(read(name)) for name in names]))
+    click.echo()
+    click.echo(table(tile_rows(read("tiles")["measurements"])))
+    for name in ("remote", "remote-wide"):
+        record = read(name)
+        click.echo()
+        click.echo(table(summary(record["measurements"], record["settings"]["stored_bytes"])))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ def open_store(address: RemoteAddress, options: RemoteOptions | None = None) -> 
         The endpoint or profile cannot be used.
     """
     options = options or _defaults.get() or RemoteOptions()
-    below = _s3(address, options) if address.scheme == "s3" else HttpStore(address)
+    below: Store = HttpStore(address)
+    if address.scheme == "s3":
+        below = ObjectStore(open_s3(address, options), read_only=True)
     return RemoteStore(below, address.shown, retry=options.retry)
 
 
@@ -187,7 +189,22 @@ def _first_bytes(address: RemoteAddress, store: RemoteStore) -> bytes | None:
     return None if found is None else found.to_bytes()
 
 
-def _s3(address: RemoteAddress, options: RemoteOptions) -> Store:
+def open_s3(address: RemoteAddress, options: RemoteOptions, *, writing: bool = False) -> Any:  # noqa: ANN401
+    """Return obstore's store of an ``s3://`` address.
+
+    Parameters
+    ----------
+    writing
+        Repeat what fails, and have the server check the SHA-256 of what is written; without, each request is made
+        once.
+
+    Raises
+    ------
+    SettingsError
+        The endpoint or profile cannot be used.
+    RemoteError
+        Amazon does not know the bucket.
+    """
     from obstore.store import S3Store
 
     config: dict[str, Any] = {"bucket": address.place}
@@ -202,14 +219,15 @@ def _s3(address: RemoteAddress, options: RemoteOptions) -> Store:
         config["skip_signature"] = True
     config["region"] = _region(address.place, endpoint, credentials)
     client = {**_CLIENT, "allow_http": bool(endpoint and endpoint.startswith("http://"))}
-    store = S3Store(
+    if writing:
+        config["checksum_algorithm"] = "SHA256"
+    return S3Store(
         prefix=address.path or None,
         config=cast("Any", config),
         client_options=cast("Any", client),
-        retry_config={"max_retries": 0},
+        retry_config={"max_retries": 5 if writing else 0},
         credential_provider=cast("Any", credentials),
     )
-    return ObjectStore(store, read_only=True)
 
 
 class _Frozen(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import requests
 from moto.server import ThreadedMotoServer
 
 KEY, SECRET = "AKIAEXAMPLE", "the-secret-of-it"
@@ -20,7 +21,10 @@ def s3_serving() -> Iterator[str]:
     server.start()
     try:
         host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
+        address = f"http://{host}:{port}"
+        # Servers of one process share what is stored.
+        requests.post(f"{address}/moto-api/reset", timeout=10).raise_for_status()
+        yield address
     finally:
         server.stop()
 

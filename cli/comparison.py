@@ -38,6 +38,7 @@ class Comparison:
         """Compare one pair; ``row`` is its line of the manifest, or empty."""
         from etsam_zarr.evaluate import evaluate_mask, evaluate_scores
         from etsam_zarr.masks import BinaryMask, VolumeBox
+        from etsam_zarr.remote import expect_only
         from etsam_zarr.results import Source
         from etsam_zarr.sources import open_volume
 
@@ -47,6 +48,7 @@ class Comparison:
         name = str(prediction)
         scratch = (self.scratch or _beside(prediction)) / f".{Path(name).name}.curve"
         with _open_truth(truth, given, row, on_event) as true_volume:
+            expect_only(true_volume, self.roi)
             true = BinaryMask(true_volume, name=true_volume.info.uri, any_label=self.any_label)
             if given is not None and given.store is not None and self.label is None:
                 from etsam_zarr.ledger import Ledger
@@ -60,6 +62,7 @@ class Comparison:
                     final_scores(store), true, scratch=scratch, settings=settings, name=name, on_event=on_event
                 )
             with given.open_mask() if given is not None else open_volume(prediction) as volume:
+                expect_only(volume, self.roi)
                 settings = self._settings(0.0)
                 if volume.info.dtype.kind == "f":
                     return evaluate_scores(

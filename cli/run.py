@@ -114,7 +114,7 @@ def _segment(
 
         copied = publish(prepared.destination, prepared.copy_to, options=prepared.remote, on_event=progress)
         progress(Notice(
-            f"{copied.copied} of {copied.files} files were copied to {prepared.copy_to.shown}, all are there; the local "
-            f"run store {prepared.destination} may be deleted."
+            f"{copied.copied} of {copied.files} files were copied to {prepared.copy_to.shown}, all are there; the "
+            f"local run store {prepared.destination} may be deleted."
         ))  # fmt: skip
     return prepared, summary

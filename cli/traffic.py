@@ -6,7 +6,7 @@ from pathlib import Path
 
 from etsam_zarr_cli.remote_options import Cache
 
-from etsam_zarr.chunk_cache import DiskShelf
+from etsam_zarr.chunk_cache import FLYING_BYTES, DiskShelf
 from etsam_zarr.chunk_supply import ChunkSupply, Need
 from etsam_zarr.geometry import Span
 from etsam_zarr.remote import supply_of
@@ -31,10 +31,12 @@ def need_of(volume: Volume) -> Need | None:
 
 def room(need: Need, cache: Cache) -> tuple[int, int]:
     """Return the most bytes that keeping fetched chunks takes, in memory and on disk."""
+    # While they are on their way, and while they are being decoded.
+    passing = 2 * min(FLYING_BYTES, need.most_bytes)
     most = need.most_bytes if need.known_bytes is None or not need.exact else need.known_bytes
     if isinstance(cache, Path):
-        return 0, most
-    return (most if cache == "memory" else min(most, need.layer_most_bytes)), 0
+        return passing, most
+    return passing + (most if cache == "memory" else min(most, need.layer_most_bytes)), 0
 
 
 def plan_line(need: Need, cache: Cache) -> str:

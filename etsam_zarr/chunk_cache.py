@@ -32,7 +32,8 @@ MissingChunks = Literal["fill", "error"]
 _HEADER = struct.Struct("<4sIQ")
 _MAGIC = b"EZC1"
 # What may be on its way at once: a few of the portal's 64 MiB chunks, or many small ones against latency.
-_FLYING_BYTES = 256 << 20
+FLYING_BYTES = 256 << 20
+"""Most bytes of chunks that are on their way at once, if they do not compress."""
 _MOST_FLYING = 32
 
 
@@ -212,7 +213,7 @@ class ChunkStore(WrapperStore[RemoteStore]):
 
     def expect_chunks_of(self, size: int) -> None:
         """Set how many chunks may be on their way at once, from the bytes of a decoded one."""
-        self._parallel = max(2, min(_MOST_FLYING, _FLYING_BYTES // max(1, size)))
+        self._parallel = max(2, min(_MOST_FLYING, FLYING_BYTES // max(1, size)))
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return a value, or a part of it, from the shelf or from afar; None if it is not there.

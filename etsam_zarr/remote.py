@@ -17,7 +17,7 @@ from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from etsam_zarr.chunk_cache import ChunkStore, DiskShelf, MemoryShelf, MissingChunks
-from etsam_zarr.chunk_supply import ChunkSupply
+from etsam_zarr.chunk_supply import Box, ChunkSupply
 from etsam_zarr.errors import NoZarrError, RemoteError, SettingsError
 from etsam_zarr.http_store import HttpStore
 from etsam_zarr.remote_address import RemoteAddress
@@ -133,6 +133,12 @@ def supply_of(volume: Volume) -> ChunkSupply | None:
     if isinstance(volume, RoiVolume):
         return supply_of(volume.whole)
     return volume.supply if isinstance(volume, ZarrVolume) else None
+
+
+def expect_only(volume: Volume, box: Box | None) -> None:
+    """Say that a volume will be read only within a box, so that nothing outside is fetched ahead; None is no limit."""
+    if box is not None and isinstance(volume, ZarrVolume):
+        volume.expect(box)
 
 
 def _explain_absence(store: RemoteStore, address: RemoteAddress) -> str:

@@ -82,19 +82,21 @@ def _place(address: str | None, dataset_id: int | None, run: str | None) -> Port
 def _tomogram_table(tomograms: Sequence[PortalTomogram]) -> list[str]:
     if not tomograms:
         return ["No tomogram fits."]
-    rows = [("run", "name", "tomogram", "voxel A", "processing", "method", "voxels z y x", "GB uncompressed", "stored")]
+    rows = [
+        ("run", "name", "tomogram", "voxel A", "processing", "method", "voxels z y x", "GB uncompressed", "stored GB")
+    ]
     rows += [
         (
             str(tomogram.run_id), tomogram.run_name, f"{tomogram.id}{'*' if tomogram.curator_default else ''}",
             f"{tomogram.voxel_spacing:g}", tomogram.processing, tomogram.method, " x ".join(map(str, tomogram.shape)),
-            f"{tomogram.bytes / 1e9:.2f}", _gigabytes(tomogram.stored_bytes) if tomogram.https else "no OME-Zarr",
+            _gigabytes(tomogram.bytes), _gigabytes(tomogram.stored_bytes) if tomogram.https else "no OME-Zarr",
         )
         for tomogram in tomograms
     ]  # fmt: skip
     total = sum(tomogram.bytes for tomogram in tomograms) / 1e9
     return [
         *_aligned(rows),
-        f"{len(tomograms)} tomograms, {total:.2f} GB uncompressed (4 bytes a voxel, as the portal stores float32); "
+        f"{len(tomograms)} tomograms, {total:.3g} GB uncompressed (4 bytes a voxel, as the portal stores float32); "
         "'stored' is the OME-Zarr with all levels. * is shown first by the portal.",
     ]
 

@@ -20,9 +20,8 @@ from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from graphql import build_schema, graphql_sync
-from numcodecs import Blosc
+from portal_store import write_portal_store
 
 SCHEMA = """
 enum tomogram_processing_enum { denoised filtered raw filtered_even filtered_odd }
@@ -107,7 +106,7 @@ class Stub:
         )
         z, y, x = voxels.shape if voxels is not None else shape or (4, 5, 6)
         if voxels is not None:
-            write_portal_zarr(self.folder / path, voxels, spacing)
+            write_portal_store(self.folder / path, voxels, voxel_size=spacing)
         self.tomograms.append(
             {
                 "id": number, "name": run["name"], "runId": run["id"], "run": run, "sizeX": x, "sizeY": y, "sizeZ": z,
@@ -130,7 +129,7 @@ class Stub:
             f"{name.replace(' ', '_')}-1.0_segmentationmask.zarr"
         )
         if voxels is not None:
-            write_portal_zarr(self.folder / path, voxels.astype(np.int8), spacing)
+            write_portal_store(self.folder / path, voxels.astype(np.int8), voxel_size=spacing)
         shape = {
             "id": annotation * 10, "annotationId": annotation, "shapeType": shape_type,
             "annotation": {
@@ -181,32 +180,6 @@ def _fits(node: Node, where: Node | None) -> bool:
             if not holds(value, wanted):
                 return False
     return True
-
-
-def write_portal_zarr(path: Path, voxels: npt.NDArray[Any], spacing: float) -> None:
-    """Write an image as the portal does: Zarr v2, OME-Zarr 0.4, three levels, Blosc, no consolidated metadata."""
-    group = zarr.open_group(path, mode="w", zarr_format=2)
-    levels = [voxels, voxels[::2, ::2, ::2], voxels[::4, ::4, ::4]]
-    for number, level in enumerate(levels):
-        array = group.create_array(
-            str(number), shape=level.shape, dtype=level.dtype, chunks=(256, 256, 256),
-            compressors=Blosc(cname="lz4", clevel=5, shuffle=Blosc.SHUFFLE),
-            chunk_key_encoding={"name": "v2", "separator": "/"},
-        )  # fmt: skip
-        array[...] = level
-    group.attrs["multiscales"] = [
-        {
-            "version": "0.4", "name": "/",
-            "axes": [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"],
-            "datasets": [
-                {
-                    "path": str(number),
-                    "coordinateTransformations": [{"type": "scale", "scale": [spacing * 2**number] * 3}],
-                }
-                for number in range(len(levels))
-            ],
-        }
-    ]  # fmt: skip
 
 
 def run_record(number: int, name: str, dataset: int) -> Node:

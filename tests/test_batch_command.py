@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +281,28 @@ def test_the_model_is_built_once_for_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["run", str(tmp_path / "t2.mrc"), *OPTIONS]) == 0
     assert len(built) == 2
     tiny.assert_same_results(tmp_path / "out" / "t2.etsam.zarr", tmp_path / "t2.etsam.zarr")
+
+
+@pytest.mark.slow
+def test_a_killed_batch_goes_on_and_ends_the_same(portal: Stub, tmp_path: Path) -> None:
+    voxels = {number: tiny.texture((48, 64, 64), seed=number) for number in (1, 2)}
+    for number, texture in voxels.items():
+        portal.add_tomogram(number, run_record(number, f"TS_{number}", 10), texture)
+    (tmp_path / "m.csv").write_text("input\nportal:1\nportal:2\n")
+    options = ["--model", "seeded-256", "--precision", "float32", "--profile", "etsam-v2", "--slab", "8"]
+    batch = [sys.executable, "-m", "etsam_zarr_cli.main", "batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "out")]
+    ledger = tmp_path / "out" / "run_1.etsam.zarr" / "ledger"
+    with subprocess.Popen([*batch, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list(ledger.glob("stage1/**/0*.json"))) < 2:
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert [row["state"] for row in summary_of(tmp_path / "out").values()] == ["open", "open"]
+    again = subprocess.run([*batch, *options], capture_output=True, text=True, check=True)
+    assert "2 finished, 0 were there already" in again.stdout
+    assert "48 slices, " in again.stderr
+    assert "already done" in again.stderr
+    for number, texture in voxels.items():
+        local = tiny.write_tomogram(tmp_path / f"t{number}.mrc", texture)
+        assert main(["run", str(local), *options]) == 0
+        tiny.assert_same_results(tmp_path / "out" / f"run_{number}.etsam.zarr", tmp_path / f"t{number}.etsam.zarr")

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("etsam-zarr", "torch", "sam2", "zarr", "numpy", "scipy", "dask", "dask-image")
+_PACKAGES = ("etsam-zarr", "torch", "sam2", "zarr", "numpy", "scipy", "dask", "dask-image", "distributed")
 
 
 def in_fresh_process(script: str | Path, *arguments: object) -> dict[str, Any]:

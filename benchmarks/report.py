@@ -12,8 +12,9 @@ from typing import Any
 import click
 from measure import RESULTS, table
 from memory import LOOPS, rows_of
-from tiles import rows_of as tile_rows
 from remote import summary
+from workers import rows_of as worker_rows
+from tiles import rows_of as tile_rows
 
 
 def read(name: str) -> dict[str, Any]:
@@ -48,6 +49,9 @@ def main() -> None:
     click.echo(table([throughput_row(read(name)) for name in names]))
     click.echo()
     click.echo(table(tile_rows(read("tiles")["measurements"])))
+    for path in sorted(RESULTS.glob("workers-*.json")):
+        click.echo()
+        click.echo(table(worker_rows(read(path.stem)["measurements"])))
     for name in ("remote", "remote-wide"):
         record = read(name)
         click.echo()

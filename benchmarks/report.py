@@ -13,8 +13,8 @@ import click
 from measure import RESULTS, table
 from memory import LOOPS, rows_of
 from remote import summary
-from workers import rows_of as worker_rows
 from tiles import rows_of as tile_rows
+from workers import rows_of as worker_rows
 
 
 def read(name: str) -> dict[str, Any]:

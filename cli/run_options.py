@@ -27,7 +27,7 @@ from etsam_zarr.config import PROFILES, Settings, resolve_settings
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.modelspec import ModelSpec, choose_model
 from etsam_zarr.plan import RunPlan, plan_run
-from etsam_zarr.remote import RemoteOptions, keep_chunks
+from etsam_zarr.remote import RemoteOptions, keep_chunks, secrets_of
 from etsam_zarr.remote_address import RemoteAddress, as_uri, is_remote
 from etsam_zarr.runstore import SUFFIX
 from etsam_zarr.sources import open_volume
@@ -141,7 +141,7 @@ def prepare(given: dict[str, Any]) -> Prepared:
         volume.info.shape, settings, model.config, voxel_bytes=volume.info.dtype.itemsize, slab=given["slab"],
         **given_windows(given, volume.info.shape[0], destination),
     )  # fmt: skip
-    remote = replace(access, cache=given_cache(given, destination))
+    remote = replace(access, cache=given_cache(given, destination), secrets=secrets_of(source))
     keep_chunks(volume, remote.cache)
     return Prepared(volume, destination, settings, model, plan, remote, need_of(volume), copy_to)
 

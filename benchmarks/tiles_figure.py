@@ -96,7 +96,7 @@ def main(stage1_checkpoint: Path | None, stage2_checkpoint: Path | None) -> None
     spec = choose_model(BUNDLED_MODEL, stage1_checkpoint=stage1_checkpoint, stage2_checkpoint=stage2_checkpoint)
     settings = resolve_settings(model_settings=BUNDLED_SETTINGS)
     with tempfile.TemporaryDirectory() as name:
-        phantom = write_phantom(Path(name) / "phantom.zarr", PhantomSettings(SHAPE, seed=800_011, snr=0.5))
+        phantom = write_phantom(Path(name) / "phantom.zarr", PhantomSettings(SHAPE, seed=800_012, snr=0.5))
         with open_volume(phantom) as volume:
             plan = plan_run(SHAPE, settings, spec.config, voxel_bytes=volume.info.dtype.itemsize)
             request = RunRequest(plan, settings, spec, "float32", torch.device("cpu"))

@@ -163,4 +163,4 @@ def test_a_run_in_many_tiles_takes_what_was_projected(edge: int, tmp_path: Path)
     plan = plan_run(shape, settings, config, voxel_bytes=4)
     projected = project(plan, config, info, weights=23 * 2**20, on_host=True, half=False).host
     assert peak < 1.15 * projected
-    assert peak > 0.7 * projected, "a projection that refuses what would fit helps nobody"
+    assert peak > 0.6 * projected, "a projection that refuses what would fit helps nobody"

@@ -75,7 +75,7 @@ class Source:
             ledger = Ledger(self.store.path / "ledger")
             ledger.finish(PROCESSED, {"made_from": ledger.finished("mask")})
 
-    def locked(self) -> contextlib.AbstractContextManager[None]:
+    def locked(self) -> contextlib.AbstractContextManager[object]:
         """Hold the run store for writing, as :meth:`RunStore.locked` does; nothing to hold for files."""
         return contextlib.nullcontext() if self.store is None else self.store.locked()
 

@@ -234,7 +234,8 @@ def wanted(volume_path: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def slab_record(stage: int, start: int, stop: int) -> Path:
-    return Path("ledger") / f"stage{stage}" / "tile00000" / "window00000" / "generation000" / f"{start:07d}-{stop:07d}.json"
+    name = f"{start:07d}-{stop:07d}.json"
+    return Path("ledger") / f"stage{stage}" / "tile00000" / "window00000" / "generation000" / name
 
 
 def test_killed_once_in_each_stage(volume_path: Path, tmp_path: Path, wanted: dict[str, Any]) -> None:

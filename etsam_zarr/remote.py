@@ -20,7 +20,7 @@ from etsam_zarr.chunk_cache import ChunkStore, DiskShelf, MemoryShelf, MissingCh
 from etsam_zarr.chunk_supply import Box, ChunkSupply
 from etsam_zarr.errors import NoZarrError, RemoteError, SettingsError
 from etsam_zarr.http_store import HttpStore
-from etsam_zarr.remote_address import RemoteAddress
+from etsam_zarr.remote_address import SCHEMES, RemoteAddress, as_uri, is_remote
 from etsam_zarr.remote_store import RemoteStore, RetryPolicy
 from etsam_zarr.roi import RoiVolume
 from etsam_zarr.volume import Volume
@@ -46,6 +46,8 @@ class RemoteOptions:
     missing_chunks: MissingChunks = "fill"
     """What to do about chunks that are not stored: read them as the fill value and count them, or stop."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    secrets: RemoteAddress | None = field(default=None, repr=False)
+    """The address as it was given, for processes that open its shown form again; in memory only, never stored."""
 
 
 _defaults: ContextVar[RemoteOptions | None] = ContextVar("how addresses are opened", default=None)
@@ -96,6 +98,7 @@ def open_remote(
         An option cannot be used.
     """
     options = options or _defaults.get() or RemoteOptions()
+    address = address.with_secrets_of(options.secrets)
     store = open_store(address, options)
     # Until the caller gives another shelf, what has passed is dropped.
     chunks = ChunkStore(store, MemoryShelf(lasting=False), missing=options.missing_chunks)
@@ -139,6 +142,14 @@ def expect_only(volume: Volume, box: Box | None) -> None:
     """Say that a volume will be read only within a box, so that nothing outside is fetched ahead; None is no limit."""
     if box is not None and isinstance(volume, ZarrVolume):
         volume.expect(box)
+
+
+def secrets_of(uri: str) -> RemoteAddress | None:
+    """Return what :attr:`RemoteOptions.secrets` takes for an address; None where there is nothing secret."""
+    if not is_remote(as_uri(uri)) or as_uri(uri).partition("://")[0].lower() not in SCHEMES:
+        return None
+    address = RemoteAddress.parse(as_uri(uri))
+    return address if address.query or address.user else None
 
 
 def _explain_absence(store: RemoteStore, address: RemoteAddress) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
@@ -26,10 +26,10 @@ class RemoteAddress:
     """Host, with its port if one is given; for ``s3`` the bucket."""
     path: str
     """Path below it as it is written, without a slash at either end."""
-    query: str = ""
+    query: str = field(default="", repr=False)
     """What follows the question mark, which goes with every request (signed addresses); never shown."""
-    user: str | None = None
-    password: str | None = None
+    user: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
 
     @classmethod
     def parse(cls, uri: str) -> RemoteAddress:
@@ -64,6 +64,12 @@ class RemoteAddress:
         place = (f"[{host}]" if ":" in host else host) + ("" if port is None else f":{port}")
         user, password = (None if text is None else unquote(text) for text in (parts.username, parts.password))
         return cls("https" if scheme == "https" else "http", place, parts.path.strip("/"), parts.query, user, password)
+
+    def with_secrets_of(self, other: RemoteAddress | None) -> RemoteAddress:
+        """Return this address with the user, password and query of another one for the same place."""
+        if other is None or (self.scheme, self.place) != (other.scheme, other.place) or self.query or self.user:
+            return self
+        return replace(self, query=other.query, user=other.user, password=other.password)
 
     @property
     def shown(self) -> str:

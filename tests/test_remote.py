@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from portal_store import write_portal_store
 
 from etsam_zarr.errors import InputError, NoZarrError, RemoteError
 from etsam_zarr.geometry import Span
-from etsam_zarr.remote import RemoteOptions
+from etsam_zarr.remote import RemoteOptions, secrets_of
+from etsam_zarr.remote_address import RemoteAddress
 from etsam_zarr.remote_store import RetryPolicy
 from etsam_zarr.sources import open_volume
 
@@ -130,3 +133,19 @@ def test_credentials_are_sent_but_not_to_other_hosts_and_never_shown(web: WebSer
             assert "authorization" not in request.headers
             assert not request.query
             assert "secret" not in repr(request)
+
+
+def test_another_process_opens_a_signed_address_by_its_shown_form(web: WebServer, voxels: np.ndarray) -> None:
+    given = web.url.replace("//", "//me:pass@") + "/tomo.zarr?signature=secret"
+    options = replace(FAST, secrets=secrets_of(given))
+    assert "secret" not in repr(options)
+    assert "pass" not in repr(options)
+    there = pickle.loads(pickle.dumps(options))
+    with open_volume(f"{web.url}/tomo.zarr", remote=there) as volume:
+        np.testing.assert_array_equal(volume.read(Span(0, 20)), voxels)
+    assert all(r.query == "signature=secret" and "authorization" in r.headers for r in web.requests)
+    # Not for other hosts, nor is there anything to keep of an open address.
+    assert not RemoteAddress.parse("https://elsewhere/a.zarr").with_secrets_of(options.secrets).query
+    assert secrets_of(f"{web.url}/tomo.zarr") is None
+    assert secrets_of("tomo.mrc") is None
+    assert secrets_of("portal:8354") is None

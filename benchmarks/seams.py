@@ -46,7 +46,7 @@ from etsam_zarr.sources import open_volume
 from etsam_zarr.stage_inputs import stage_inputs
 
 CONTEXTS = (0, 4, 8, 16, 32)
-TOLERANCES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+TOLERANCES = (0.0, 0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 Mask = npt.NDArray[np.bool_]
 
@@ -107,7 +107,7 @@ class GuessedWindows:
         return Propagation(self._predictor, frames, height=height, width=width), frames
 
 
-def repair_stops(differences: tuple[float, ...], tolerance: float, horizon: int) -> tuple[int, bool]:
+def repair_stops(differences: tuple[tuple[float, float], ...], tolerance: float, horizon: int) -> tuple[int, bool]:
     """Return after how many slices a repair stops, and whether it agrees there."""
     for stop in range(REPAIR_SLAB, len(differences) + REPAIR_SLAB, REPAIR_SLAB):
         done = differences[:stop]

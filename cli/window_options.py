@@ -38,7 +38,7 @@ WINDOW_OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--seam-tolerance", type=click.FloatRange(min=0),
-        help="Difference of logits below which windows count as agreeing in parallel mode; 0 makes the result exact "
+        help="Mean difference of a slice's logits up to which windows agree in parallel mode; 0 makes the result exact "
         f"and recomputes far more. [default: {DEFAULT_TOLERANCE:g}]",
     ),
 ]  # fmt: skip

@@ -43,8 +43,8 @@ class SlabRecord:
     """Least and greatest clipped full-resolution logit of each slice; empty in stage 2, which does not need them."""
     seconds: float
     """Time the model took."""
-    differences: tuple[float, ...] = ()
-    """In a repair: how far each slice is from what was accepted before."""
+    differences: tuple[tuple[float, float], ...] = ()
+    """In a repair: how far each slice is from what was accepted before, as a whole and where it is furthest."""
 
     @property
     def span(self) -> Span:
@@ -67,7 +67,9 @@ class RepairRecord:
     agreed: bool = False
     """Whether it came to agree with the slices computed before; else it ran to the end of the window."""
     difference: float = 0.0
-    """Largest difference let through where it agreed."""
+    """Largest difference of a slice as a whole that was let through where it agreed."""
+    largest: float = 0.0
+    """Largest difference of a single logit there."""
 
     @property
     def counts(self) -> bool:
@@ -193,8 +195,8 @@ def by_slice(slabs: Sequence[SlabRecord]) -> dict[int, tuple[int, Bounds | None]
 def _slab_record(path: Path) -> SlabRecord:
     facts = _read(path)
     try:
-        facts |= {name: tuple(facts[name]) for name in ("checksums", "differences")}
-        facts["bounds"] = tuple((low, high) for low, high in facts["bounds"])
+        facts["checksums"] = tuple(facts["checksums"])
+        facts |= {name: tuple((one, other) for one, other in facts[name]) for name in ("bounds", "differences")}
         return SlabRecord(**facts)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error

@@ -14,8 +14,8 @@ from etsam_zarr.prompts import prompted_slices
 from etsam_zarr.tiling import Tile, TileGrid, lay_tiles
 
 DEFAULT_SLAB = 16
-DEFAULT_CONTEXT = 16
-DEFAULT_TOLERANCE = 0.05
+DEFAULT_CONTEXT = 0
+DEFAULT_TOLERANCE = 0.3
 # Slabs are made thinner than the default when the raw voxels of one would take more than this.
 _SLAB_BYTES = 512 * 2**20
 # Of whole slices two such runs are held at once.
@@ -47,7 +47,8 @@ class Seams:
     context: int
     """Slices that a window is begun early, as a better guess of what came before; they are not stored."""
     tolerance: float
-    """Largest difference of logits, object score and pointer at which a repair counts a slice as agreeing."""
+    """Difference at which a repair counts a slice as agreeing: mean absolute difference of its logits, and of its
+    object pointer, and difference of its object score."""
 
     def __post_init__(self) -> None:
         if self.context < 0:

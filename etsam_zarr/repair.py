@@ -91,17 +91,24 @@ def _computed(desk: Desk, record: RepairRecord) -> RepairRecord:
                 if agrees(differences, tolerance, reach):
                     break
     agreed = agrees(differences, tolerance, reach)
-    let_through = max(differences[-reach:]) if agreed else 0.0
-    return dataclasses.replace(record, progress="ended", stop=start, agreed=agreed, difference=let_through)
+    let_through = differences[-reach:] if agreed else [(0.0, 0.0)]
+    return dataclasses.replace(
+        record,
+        progress="ended",
+        stop=start,
+        agreed=agreed,
+        difference=max(whole for whole, _ in let_through),
+        largest=max(largest for _, largest in let_through),
+    )
 
 
-def agrees(differences: Sequence[float], tolerance: float, reach: int) -> bool:
-    """Say whether the last ``reach`` slices are all within the tolerance.
+def agrees(differences: Sequence[tuple[float, float]], tolerance: float, reach: int) -> bool:
+    """Say whether the last ``reach`` slices are all, as a whole, within the tolerance.
 
-    >>> agrees([3, 0, 0], 0.5, 2), agrees([0, 0, 3], 0.5, 2), agrees([0], 0.5, 2)
+    >>> agrees([(3, 9), (0, 9), (0, 9)], 0.5, 2), agrees([(0, 0), (0, 0), (3, 9)], 0.5, 2), agrees([(0, 0)], 0.5, 2)
     (True, False, False)
     """
-    return len(differences) >= reach and max(differences[-reach:]) <= tolerance
+    return len(differences) >= reach and max(whole for whole, _ in differences[-reach:]) <= tolerance
 
 
 def _state_before(desk: Desk, record: RepairRecord, z: int) -> Path:

@@ -24,7 +24,9 @@ class SeamReport:
     agreed: bool
     """Whether the last repair ended before the window did."""
     difference: float
-    """Largest difference let through."""
+    """Largest difference of a slice as a whole that was let through."""
+    largest: float
+    """Largest difference of a single logit that was let through."""
 
 
 def seams(store: RunStore, ledger: Ledger, stage: Stage) -> tuple[SeamReport, ...]:
@@ -38,7 +40,7 @@ def seams(store: RunStore, ledger: Ledger, stage: Stage) -> tuple[SeamReport, ..
         recomputed = sum(ledger.reached(block, generation=repair.generation) - block.span.start for repair in repairs)
         found.append(SeamReport(
             stage, block.tile, block.window, block.span.start, recomputed + min(context, block.span.start),
-            repairs[-1].counts, repairs[-1].agreed, repairs[-1].difference,
+            repairs[-1].counts, repairs[-1].agreed, repairs[-1].difference, repairs[-1].largest,
         ))  # fmt: skip
     return tuple(found)
 
@@ -50,4 +52,7 @@ def seam_text(seam: SeamReport) -> str:
         return f"{where}: {seam.recomputed} slices recomputed so far."
     if not seam.agreed:
         return f"{where}: {seam.recomputed} slices recomputed, the whole window among them: no difference let through."
-    return f"{where}: {seam.recomputed} slices recomputed, largest difference let through {seam.difference:.3g}."
+    return (
+        f"{where}: {seam.recomputed} slices recomputed, largest difference let through {seam.difference:.3g} "
+        f"(mean of a slice; {seam.largest:.3g} of a logit)."
+    )

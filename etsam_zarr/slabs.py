@@ -61,11 +61,16 @@ class SlabValues:
             for logits, score, pointer in zip(self.logits, self.scores, self.pointers, strict=True)
         )
 
-    def differences(self, other: SlabValues) -> tuple[float, ...]:
-        """Return for each slice the largest absolute difference of any of its values."""
+    def differences(self, other: SlabValues) -> tuple[tuple[float, float], ...]:
+        """Return for each slice how far apart it is: as a whole, and where its logits are furthest apart.
+
+        As a whole is the mean absolute difference of the logits, of the object pointers, or that of the object
+        scores, whichever is most; 0 only if all are equal to the last bit.
+        """
         pairs = ((self.logits, other.logits), (self.scores, other.scores), (self.pointers, other.pointers))
-        parts = [np.abs(mine - theirs).reshape(len(mine), -1).max(axis=1) for mine, theirs in pairs]
-        return tuple(float(worst) for worst in np.max(parts, axis=0))
+        apart = [np.abs(mine - theirs, dtype=np.float64).reshape(len(mine), -1) for mine, theirs in pairs]
+        whole = np.max([values.mean(axis=1) for values in apart], axis=0)
+        return tuple((float(mean), float(most)) for mean, most in zip(whole, apart[0].max(axis=1), strict=True))
 
 
 class Slab:
@@ -104,7 +109,7 @@ class FinishedSlab:
     state: Tensors
     """What the slice after it needs."""
     seconds: float
-    differences: tuple[float, ...] = ()
+    differences: tuple[tuple[float, float], ...] = ()
 
 
 class SlabWriter:

@@ -22,7 +22,7 @@ def _slab(start: int, stop: int, *, generation: int = 0) -> SlabRecord:
         checksums=tuple(z * 7 + generation for z in slices),
         bounds=tuple((-5.0, 0.1 + z + generation) for z in slices),
         seconds=0.5,
-        differences=tuple(0.25 for _ in slices if generation),
+        differences=tuple((0.25, 2.0) for _ in slices if generation),
     )
 
 
@@ -76,7 +76,7 @@ def test_promoted_repairs_replace_slices(ledger: Ledger) -> None:
     assert list(accepted) == list(range(8))
     assert [checksum for checksum, _ in accepted.values()] == [1, 8, 15, 21, 28, 35, 42, 49]
     assert accepted[2] == (15, (-5.0, 0.1 + 2 + 1))
-    assert ledger.slabs(FIRST, generation=1)[0].differences == (0.25,) * 3
+    assert ledger.slabs(FIRST, generation=1)[0].differences == ((0.25, 2.0),) * 3
     ledger.forget_generation(FIRST, 1)
     assert ledger.repairs(FIRST) == ()
     assert ledger.slabs(FIRST, generation=1) == ()
@@ -111,9 +111,7 @@ def test_a_record_that_is_being_written_is_not_there_yet(ledger: Ledger, tmp_pat
     assert ledger.slabs(FIRST) == (_slab(0, 4),)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", '{"start": 1}', "[]", '{"checksums": 3, "bounds": []}']
-)
+@pytest.mark.parametrize("content", ["", "{", '{"start": 1}', "[]", '{"checksums": 3, "bounds": []}'])
 def test_a_damaged_record_is_named_with_the_remedy(content: str, ledger: Ledger, tmp_path: Path) -> None:
     ledger.add(FIRST, _slab(0, 4))
     (_folder(tmp_path) / "0000000-0000004.json").write_text(content)

@@ -85,7 +85,7 @@ def local_cluster(devices: Sequence[str], *, threads: int) -> Iterator[Client]:
         },
     }  # fmt: skip
     # This takes the place of a default by which workers give memory back to the system so eagerly
-    # (MALLOC_TRIM_THRESHOLD_) that a model, which takes it again for every slice, spends a third of its time on that.
+    # (MALLOC_TRIM_THRESHOLD_) that a model, which takes it again for every slice, spends much time on that.
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     spawn = {"distributed.nanny.pre-spawn-environ": dict.fromkeys(names, str(threads))}
     with _quiet(level), dask.config.set(spawn), _start_errors(), contextlib.ExitStack() as stack:

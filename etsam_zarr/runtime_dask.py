@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from etsam_zarr import errors
@@ -181,7 +182,13 @@ class _Round:
             # The scheduler picks an idle worker. (Naming one is no use: a task whose worker dies while there is no
             # other is never run again, even where others are allowed.)
             future = self._client.submit(
-                _compute, job, self._work, self._topic, key=f"{job.name} {secrets.token_hex(4)}", pure=False
+                _compute,
+                job,
+                self._work,
+                self._topic,
+                metadata.version("etsam-zarr"),
+                key=f"{job.name} {secrets.token_hex(4)}",
+                pure=False,
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(f"The scheduler takes no more work ({error}).") from error
@@ -307,7 +314,7 @@ class _Trouble:
     traceback: str
 
 
-def _compute(job: J, work: Work[J, R], topic: str) -> R | _Trouble:
+def _compute(job: J, work: Work[J, R], topic: str, version: str) -> R | _Trouble:
     """Do a job in a worker, telling the run how it goes; return what it returns, or what went wrong."""
     from distributed import get_worker
 
@@ -328,6 +335,12 @@ def _compute(job: J, work: Work[J, R], topic: str) -> R | _Trouble:
             checked = time.monotonic()
 
     try:
+        mine = metadata.version("etsam-zarr")
+        if mine != version:
+            # One that joined after the others had been looked over.
+            raise ClusterError(
+                f"The worker {worker.address} has etsam-zarr {mine}, the run {version}: install the same."
+            )
         if fence is not None:
             # From here on a worker that was thought dead and computes the same job cannot write any more.
             fence = fence.claiming(job.name)

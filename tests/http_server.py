@@ -124,7 +124,7 @@ def _handler(state: WebServer) -> type[BaseHTTPRequestHandler]:
                 return
             if fault == "stall":
                 self._note(key, query, 0, 0)
-                time.sleep(3)
+                time.sleep(1)
                 self.close_connection = True
                 return
             if isinstance(fault, int):

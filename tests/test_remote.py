@@ -149,3 +149,16 @@ def test_another_process_opens_a_signed_address_by_its_shown_form(web: WebServer
     assert secrets_of(f"{web.url}/tomo.zarr") is None
     assert secrets_of("tomo.mrc") is None
     assert secrets_of("portal:8354") is None
+
+
+def test_silence_is_waited_for_only_so_long(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etsam_zarr.http_store._PATIENCE", (1, 0.2))
+    web.fault = lambda key, nth: "stall" if key.endswith("0/0/0/0") and nth < 2 else None
+    with open_volume(f"{web.url}/tomo.zarr", remote=FAST) as volume:
+        volume.read(Span(0, 8))
+    web.fault = lambda key, nth: "stall" if key.endswith("0/1/0/0") else None
+    with (
+        open_volume(f"{web.url}/tomo.zarr", remote=FAST) as volume,
+        pytest.raises(RemoteError, match="takes too long to answer"),
+    ):
+        volume.read(Span(8, 16))

@@ -27,11 +27,17 @@ def _options_of_run(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _local(_context: click.Context, _option: click.Parameter, given: str) -> Path:
+    if "://" in given:
+        raise click.BadParameter(f"{given} is an address; a batch writes into a local folder. Copy it when it is done.")
+    return Path(given)
+
+
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output-dir", "folder", type=click.Path(path_type=Path, file_okay=False), required=True,
-    help="Folder for the run stores and the summary.",
+    "-o", "--output-dir", "folder", type=click.Path(file_okay=False), required=True, callback=_local,
+    help="Local folder for the run stores and the summary.",
 )  # fmt: skip
 @where
 @click.option("--force", is_flag=True, help="Start each even if the projection says that it does not fit.")

@@ -192,6 +192,7 @@ def test_wrong_command_lines_exit_with_2(tmp_path: Path) -> None:
     manifest = str(tmp_path / "m.csv")
     assert main(["batch", manifest]) == 2
     assert main(["batch", manifest, "-o", str(tmp_path), "--where", "split"]) == 2
+    assert main(["batch", manifest, "-o", "s3://bucket/results"]) == 2
     assert main(["batch", manifest, "-o", str(tmp_path), "--tomogram-id", "3"]) == 2
     assert main(["evaluate", "a", "b", "--truth", "c"]) == 2
     assert main(["evaluate", "a", "b", "--annotation-ids", "3"]) == 2

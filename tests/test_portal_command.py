@@ -178,6 +178,10 @@ def test_a_choice_without_an_address_of_the_portal_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = tiny.write_tomogram(tmp_path / "local.mrc", tiny.texture())
-    for command in (["run", str(local)], ["convert", str(local), str(tmp_path / "c.zarr")], ["preview", str(local)]):
+    for command in (
+        ["run", str(local), "--model", "seeded-256"],
+        ["convert", str(local), str(tmp_path / "c.zarr")],
+        ["preview", str(local)],
+    ):
         assert main([*command, "--tomogram-id", "3"]) == 1
         assert "names none. Leave them out" in capsys.readouterr().err

@@ -89,7 +89,8 @@ def local_cluster(devices: Sequence[str], *, threads: int) -> Iterator[Client]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     spawn = {"distributed.nanny.pre-spawn-environ": dict.fromkeys(names, str(threads))}
     with _quiet(level), dask.config.set(spawn), _start_errors(), contextlib.ExitStack() as stack:
-        cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=level)
+        with _without(names):
+            cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=level)
         stack.callback(_close, cluster)
         client = stack.enter_context(Client(cluster, timeout=_START_SECONDS, set_as_default=False))
         client.wait_for_workers(len(devices), timeout=_START_SECONDS)
@@ -336,6 +337,16 @@ def _quiet(level: int) -> Iterator[None]:
     finally:
         for logger, old in zip(loggers, before, strict=True):
             logger.setLevel(old)
+
+
+@contextlib.contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """Hide environment variables, which workers would prefer to what they are told."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextlib.contextmanager

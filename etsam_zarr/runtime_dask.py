@@ -339,7 +339,7 @@ def _compute(job: J, work: Work[J, R], topic: str, version: str) -> R | _Trouble
         if mine != version:
             # One that joined after the others had been looked over.
             raise ClusterError(
-                f"The worker {worker.address} has etsam-zarr {mine}, the run {version}: install the same."
+                f"The worker {worker.address} has etsam-zarr {mine}, the run has {version}. Install the same there."
             )
         if fence is not None:
             # From here on a worker that was thought dead and computes the same job cannot write any more.

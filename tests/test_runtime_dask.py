@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from dask_cluster import Cluster
 from dummy_jobs import DummyJob, compute, is_done, trace_of, undone
 
@@ -262,3 +263,14 @@ def test_devices_that_contradict(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(SettingsError, match=says):
         devices_for(devices, workers, device)
+
+
+def test_workers_have_the_threads_they_are_given_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with local_cluster(["cpu"], threads=2) as client:
+        found = client.run(lambda: dict(os.environ))
+        assert client.submit(torch.get_num_threads).result() == 2
+    (environment,) = found.values()
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["OMP_NUM_THREADS"] == "1"

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/benchmarks.md from the result files of memory.py, throughput.py and remote.py.
+"""Prints the tables of docs/benchmarks.md from the result files beside it.
 
 python benchmarks/report.py
 """
@@ -13,6 +13,8 @@ import click
 from measure import RESULTS, table
 from memory import LOOPS, rows_of
 from remote import summary
+from seams import distance_rows, told, whole_rows
+from seams import rows_of as seam_rows
 from tiles import rows_of as tile_rows
 from workers import rows_of as worker_rows
 
@@ -52,6 +54,11 @@ def main() -> None:
     for path in sorted(RESULTS.glob("workers-*.json")):
         click.echo()
         click.echo(table(worker_rows(read(path.stem)["measurements"])))
+    for path in sorted(RESULTS.glob("seams-*.json")):
+        record = read(path.stem)
+        runs = record["settings"]["whole_runs"]
+        for rows in (seam_rows(told(record["measurements"])), distance_rows(record["measurements"]), whole_rows(runs)):
+            click.echo(f"\n{table(rows)}" if rows else "")
     for name in ("remote", "remote-wide"):
         record = read(name)
         click.echo()

@@ -45,7 +45,6 @@ from etsam_zarr.slabs import Slab, SlabValues
 from etsam_zarr.sources import open_volume
 from etsam_zarr.stage_inputs import stage_inputs
 
-CONTEXTS = (0, 4, 8, 16, 32)
 TOLERANCES = (0.0, 0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 Mask = npt.NDArray[np.bool_]
@@ -158,7 +157,7 @@ def measured(
 
 
 def stage_measurements(
-    path: Path, store: RunStore, model: ModelSpec, settings: Settings, stage: Stage
+    path: Path, store: RunStore, model: ModelSpec, settings: Settings, stage: Stage, contexts: list[int]
 ) -> list[dict[str, Any]]:
     """Measure one stage, all contexts and tolerances."""
     depth, height, width = store.shape
@@ -168,7 +167,7 @@ def stage_measurements(
     before = masks(SlabValues.read(store.stage(stage), 0, first).logits, threshold, height, width)
     windows = GuessedWindows(path, store, model, settings, stage)
     found = []
-    for context in CONTEXTS:
+    for context in contexts:
         begun = time.perf_counter()
         guess = windows.compute(second, context)
         click.echo(f"stage {stage}, context {context}: {time.perf_counter() - begun:.0f} s", err=True)
@@ -215,6 +214,31 @@ def rows_of(measurements: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def told(measurements: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the measurements that the documentation shows: all tolerances without context, the default with any."""
+    return [
+        row
+        for row in measurements
+        if (row["context"] == 0 and row["tolerance"] != TOLERANCES[1]) or row["tolerance"] == DEFAULT_TOLERANCE
+    ]
+
+
+def whole_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the table of whole runs."""
+    return [
+        {
+            "profile": run["profile"],
+            "context": run["context"],
+            "tolerance": f"{run['tolerance']:g}",
+            "slices recomputed in stage 1, 2": ", ".join(map(str, run["recomputed"])),
+            "of all": f"{run['recomputed_share']:.1%}",
+            "Dice of the final masks": f"{run['dice_after']:.5f}",
+            "largest difference": f"{run['max_after']:.3g}",
+        }
+        for run in runs
+    ]
+
+
 def distance_rows(measurements: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the table of how far guesses are from the walk, by distance from the window's edge."""
     return [
@@ -231,6 +255,7 @@ def distance_rows(measurements: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--stage1", type=click.Path(path_type=Path), help="Other weights of stage 1 than the model's own.")
 @click.option("--stage2", type=click.Path(path_type=Path), help="Other weights of stage 2 than the model's own.")
 @click.option("--profiles", default="etsam-v1,etsam-v2", show_default=True)
+@click.option("--contexts", default="0,4,8,16,32", show_default=True)
 @click.option("--depth", default=256, show_default=True)
 @click.option("--size", default=256, show_default=True, help="Edge of a slice in voxels.")
 @click.option("--snr", default=0.1, show_default=True)
@@ -238,10 +263,11 @@ def distance_rows(measurements: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--whole-runs", is_flag=True, help="Run the program in two windows with the defaults as well.")
 @click.option("--name", help="Of the result file. [default: seams-MODEL]")
 def main(
-    model: str, stage1: Path | None, stage2: Path | None, profiles: str, depth: int, size: int, snr: float, seed: int,
-    whole_runs: bool, name: str | None,
+    model: str, stage1: Path | None, stage2: Path | None, profiles: str, contexts: str, depth: int, size: int,
+    snr: float, seed: int, whole_runs: bool, name: str | None,
 ) -> None:  # fmt: skip
     """Measure, print tables, and save the result."""
+    lengths = [int(context) for context in contexts.split(",")]
     spec = choose_model(model, stage1_checkpoint=stage1, stage2_checkpoint=stage2)
     measurements: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
@@ -255,15 +281,16 @@ def main(
             stages: tuple[Stage, ...] = (1, 2) if not measurements else (2,)
             for stage in stages:
                 measurements += [
-                    {"profile": profile, **row} for row in stage_measurements(path, store, spec, settings, stage)
+                    {"profile": profile, **row}
+                    for row in stage_measurements(path, store, spec, settings, stage, lengths)
                 ]
             if whole_runs:
                 cut = Path(folder) / f"{profile}-cut.etsam.zarr"
                 runs.append({"profile": profile, **whole_run(path, store, cut, spec, settings)})
     click.echo(table(distance_rows(measurements)))
     click.echo(table(rows_of(measurements)))
-    for found in runs:
-        click.echo(str(found))
+    if runs:
+        click.echo(table(whole_rows(runs)))
     click.echo(save(name or f"seams-{Path(model).stem}", measurements, model=model, depth=depth, size=size, snr=snr,
                     seed=seed, whole_runs=runs, weights=[spec.digest(1), spec.digest(2)]))  # fmt: skip
 

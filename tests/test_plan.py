@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from etsam_zarr.config import PROFILES, Settings
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.geometry import Shape3, Span
 from etsam_zarr.model_config import read_model_config
-from etsam_zarr.plan import DEFAULT_SLAB, RunPlan, plan_run
+from etsam_zarr.plan import DEFAULT_SLAB, RunPlan, Seams, cut_windows, plan_run
 
 ETSAM = read_model_config("sam2.1_hiera_b+")
 V1, V2 = PROFILES["etsam-v1"], PROFILES["etsam-v2"]
@@ -92,3 +93,35 @@ def test_the_settings_of_a_plan_say_what_auto_became_and_the_overlap_in_voxels()
 def test_a_slab_needs_slices(slab: int) -> None:
     with pytest.raises(SettingsError, match=f"slab of {slab} slices.*--slab 1 or more"):
         _plan((10, 20, 30), slab=slab)
+
+
+@given(st.integers(1, 5000), st.integers(1, 50), st.integers(1, 64))
+def test_windows_cover_the_depth_and_begin_with_a_chunk(depth: int, count: int, unit: int) -> None:
+    windows = cut_windows(depth, count, unit=unit)
+    assert windows[0].start == 0
+    assert windows[-1].stop == depth
+    assert all(one.stop == other.start for one, other in itertools.pairwise(windows))
+    assert all(window.size and window.start % unit == 0 for window in windows)
+    assert len(windows) == min(count, -(-depth // unit))
+    # Equal but for a chunk, and for the last one's end.
+    sizes = [window.size for window in windows[:-1]]
+    assert not sizes or max(sizes) - min(sizes) <= unit
+
+
+def test_windows_that_cannot_be() -> None:
+    with pytest.raises(SettingsError, match="0 windows are not possible; give --windows 1 or more"):
+        cut_windows(100, 0, unit=16)
+    with pytest.raises(SettingsError, match=r"context of -1 slices.*--context 0 or more"):
+        Seams(-1, 0.0)
+    for tolerance in (-0.5, float("inf"), float("nan")):
+        with pytest.raises(SettingsError, match="--seam-tolerance 0 or more"):
+            Seams(0, tolerance)
+    windows = cut_windows(100, 3, unit=16)
+    with pytest.raises(SettingsError, match=r"Stream mode has one window, not 3\. Give --mode parallel"):
+        plan_run((100, 30, 40), V1, ETSAM, voxel_bytes=4, windows=windows)
+    plan = plan_run((100, 30, 40), V1, ETSAM, voxel_bytes=4, windows=windows, seams=Seams(4, 0.5))
+    assert plan.slabs == 2 + 2 + 3
+    assert plan.of_windows() == {
+        "mode": "parallel", "windows": [[0, 32], [32, 64], [64, 100]], "context": 4, "seam_tolerance": 0.5,
+    }  # fmt: skip
+    assert _plan((100, 30, 40)).of_windows() == {"mode": "stream"}

@@ -130,9 +130,10 @@ class Tally:
             raise first
         count = len(self.failed) + len(self.done)
         reasons = " ".join(f"{name}: {_reason(error)}" for name, error in self.failed.items())
+        others = "The other blocks were computed and everything" if self.done else "Everything"
         raise BlocksFailedError(
-            f"{len(self.failed)} of {count} blocks failed. {reasons} The other blocks were computed and everything "
-            "finished is kept; give the same command again to compute what is missing."
+            f"{len(self.failed)} of {count} blocks failed. {reasons} {others} finished is kept; give the same command "
+            "again to compute what is missing."
         ) from first
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -26,12 +27,14 @@ from etsam_zarr_cli.main import main
 
 from etsam_zarr.cluster import local_cluster
 from etsam_zarr.config import resolve_settings
-from etsam_zarr.events import Advanced, Event, OnEvent, ignore
+from etsam_zarr.events import Advanced, Event, Notice, OnEvent, ignore
+from etsam_zarr.geometry import Span
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.pipeline import RunRequest, run
 from etsam_zarr.plan import plan_run
 from etsam_zarr.runtime import J, NextJobs, R, Runtime, SerialRuntime, Work
 from etsam_zarr.runtime_dask import DaskRuntime
+from etsam_zarr.sam import Propagation
 from etsam_zarr.sources import open_volume
 
 # Four tiles, two slabs each.
@@ -77,12 +80,15 @@ def records(store: Path) -> dict[Path, tuple[int, bytes]]:
     return found
 
 
+def begin_command(source: Path, store: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "etsam_zarr_cli.main", "run", str(source), *OPTIONS, "-o", str(store), *options]
+
+
 def begin(source: Path, store: Path, *options: str) -> subprocess.Popen[str]:
     """Begin a run in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "etsam_zarr_cli.main", "run", str(source), *OPTIONS, "-o", str(store), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        begin_command(source, store, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_slabs(process: subprocess.Popen[str], store: Path, count: int) -> None:
@@ -233,6 +239,52 @@ def test_the_scheduler_of_a_cluster_is_killed_then_the_run_itself(
         process.communicate()
         # The cluster's worker still computes for the dead run; it must not get in the way of this one.
         finish(source, store, wanted)
+
+
+def test_blocks_that_meet_a_full_disk_are_named_and_the_rest_is_computed_later(
+    source: Path, tmp_path: Path, wanted: dict[str, Any]
+) -> None:
+    store = tmp_path / "run.etsam.zarr"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (95_000, 95_000))
+
+    stopped = subprocess.run(
+        begin_command(source, store, "--workers", "2"), capture_output=True, text=True, preexec_fn=limit, check=False
+    )
+    assert stopped.returncode == 1
+    assert "Traceback" not in stopped.stderr
+    last = stopped.stderr.splitlines()[-1]
+    # Of the prompted slices the second stage keeps too much for that limit.
+    assert last.startswith("Error: 4 of 4 blocks failed. stage 2, tile ")
+    assert last.count("File too large") == 4
+    assert [last.count(f"tile {tile}, prompts: ") for tile in range(4)] == [1, 1, 1, 1]
+    assert "give the same command again" in last
+    assert len(records(store)) == SLABS // 2
+    finish(source, store, wanted, "--workers", "2")
+
+
+def test_a_device_that_runs_out_of_memory_once(
+    source: Path, tmp_path: Path, seeded_spec: ModelSpec, wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt goes on at the last finished slab, with thinner slabs, to the same end."""
+    walk, walks = Propagation.walk, 0
+
+    def out_of_memory_once(self: Propagation, span: Span, take: Any) -> None:
+        nonlocal walks
+        walks += 1
+        if walks == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        walk(self, span, take)
+
+    monkeypatch.setattr(Propagation, "walk", out_of_memory_once)
+    events: list[Event] = []
+    store = tmp_path / "run.etsam.zarr"
+    run_with(SerialRuntime(), source, store, seeded_spec, events.append)
+    (notice,) = (event for event in events if isinstance(event, Notice))
+    assert notice.message.startswith("Memory ran out in stage 1, tile 0; trying again")
+    assert len(records(store)) == SLABS + 1
+    assert_same(store, wanted)
 
 
 def _random_moment(kind: str, seed: int, source: Path, store: Path, folder: Path) -> None:

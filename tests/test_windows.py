@@ -350,6 +350,22 @@ def test_killed_in_a_repair(records: list[Path], seeded_spec: ModelSpec, tmp_pat
     assert_same(store, arrays_of(wanted.path))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_repair_all_windows_at_once(workers: int, tmp_path: Path, streamed: Streamed) -> None:
+    """Each third window is repaired on the guess that its neighbour's end stays, and then again."""
+    source = tiny.write_tomogram(tmp_path / "tomo.mrc", tiny.texture(SHAPE))
+    store = tmp_path / "run.etsam.zarr"
+    arguments = [*command(source, store), "--windows", "3", "--workers", str(workers), "--device", "cpu"]
+    subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert_same(store, streamed("etsam-v2"))
+    found, ledger = RunStore.open(store), Ledger(store / "ledger")
+    repairs = [[repair.base for repair in ledger.repairs(block)] for block in found.blocks(2)]
+    assert repairs[:2] == [[], [0]]
+    # Unless the third's first repair began only when the second's had ended.
+    assert repairs[2] in ([0, 1], [1])
+
+
 def kill_when(process: subprocess.Popen[bytes], there: Path) -> None:
     """Kill -9 a process as soon as a file appears."""
     deadline = time.monotonic() + 300

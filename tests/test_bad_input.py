@@ -212,7 +212,8 @@ def test_weights_of_another_architecture_name_the_first_that_differs(
 
 
 def test_one_checkpoint_or_none_is_refused(source: Path, tmp_path: Path, capsys: Capture) -> None:
-    _says(_refused(capsys, "run", source), "no weights", "--stage1-checkpoint", "zenodo")
+    missing = _refused(capsys, "run", source, "--model", "sam2.1_hiera_b+")
+    _says(missing, "no weights", "--stage1-checkpoint", "zenodo")
     _says(_refused(capsys, "run", source, *OPTIONS, "--stage1-checkpoint", "a.pt"), "--stage2-checkpoint as well")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # One thread per process, set before torch is imported: the models are small, tests run in several processes, and
 # OpenMP teams that share cores spin against each other. Subprocesses of tests inherit it.
@@ -24,6 +25,9 @@ from etsam_zarr.modelspec import ModelSpec, choose_model
 from etsam_zarr.phantom import PhantomSettings
 from etsam_zarr.phantom_store import write_phantom
 from etsam_zarr.runstore import RunStore
+
+# A shell lets what it starts in the background ignore Ctrl-C, which subprocesses inherit; tests send them one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

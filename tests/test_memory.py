@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from peak_memory import peak_of
 
 from etsam_zarr.bundled import BUNDLED_SETTINGS
 from etsam_zarr.config import PROFILES
@@ -105,10 +104,6 @@ def test_a_run_takes_what_was_projected_whatever_the_depth(
     """Peaks of whole runs in processes of their own; in memory, as ETSAM does it, 56 slices more take 200 MB more."""
     if model == "demo-256":
         request.getfixturevalue("bundled_model")
-    program = (
-        "import resource, sys; from etsam_zarr_cli.main import main; code = main(sys.argv[1:]); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024); sys.exit(code)"
-    )
     settings: dict[str, Any] = {"seeded-256": PROFILES["etsam-v1"], "demo-256": BUNDLED_SETTINGS}
     config = read_model_config(model)
     peaks, projected = [], []
@@ -119,9 +114,7 @@ def test_a_run_takes_what_was_projected_whatever_the_depth(
         rng = np.random.default_rng(depth)
         slices = (rng.normal(size=(1, 256, 256)).astype(np.float32) for _ in range(depth))
         write_mrc(source, MrcPlan(shape, np.dtype(np.float32), (10.0, 10.0, 10.0)), slices)
-        command = [sys.executable, "-c", program, "run", str(source), "--model", model, "--precision", "float32"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peaks.append(int(done.stdout.split("peak ")[1]))
+        peaks.append(peak_of("run", str(source), "--model", model, "--precision", "float32"))
         info = VolumeInfo(
             uri="x", name="x", format="mrc", shape=shape, dtype=np.dtype("float32"), chunks=shape, voxel_size=None
         )
@@ -149,14 +142,8 @@ def test_a_run_in_many_tiles_takes_what_was_projected(edge: int, tmp_path: Path)
     rng = np.random.default_rng(0)
     slices = (rng.normal(size=(1, edge, edge)).astype(np.float32) for _ in range(shape[0]))
     write_mrc(tmp_path / "huge.mrc", MrcPlan(shape, np.dtype(np.float32), (10.0, 10.0, 10.0)), slices)
-    program = (
-        "import resource, sys; from etsam_zarr_cli.main import main; code = main(sys.argv[1:]); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024); sys.exit(code)"
-    )
     command = ["run", str(tmp_path / "huge.mrc"), "--model", "seeded-256", "--profile", "etsam-v2"]
-    done = subprocess.run([sys.executable, "-c", program, *command, "--precision", "float32"], check=True,
-                          capture_output=True, text=True)  # fmt: skip
-    peak = int(done.stdout.split("peak ")[1])
+    peak = peak_of(*command, "--precision", "float32")
     info = VolumeInfo(
         uri="x", name="x", format="mrc", shape=shape, dtype=np.dtype("float32"), chunks=(1, edge, edge), voxel_size=None
     )

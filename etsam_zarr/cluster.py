@@ -328,7 +328,9 @@ def _log_level() -> int:
 
 @contextlib.contextmanager
 def _quiet(level: int) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    # The last two tell, with tracebacks, of tasks of dask's that nobody waits for when its scheduler is lost.
+    names = ("distributed", "distributed.client", "asyncio", "tornado.application")
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(level)

@@ -118,7 +118,7 @@ class DaskRuntime:
         try:
             self._present = tuple(self._client.nthreads())
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"The scheduler does not answer any more ({error}).") from error
+            raise ClusterError(f"The scheduler went away: it does not answer any more ({error}).") from error
         return self._present
 
     def _restart(self, worker: str) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import json
 import lzma
-import math
-import threading
 import warnings
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +18,17 @@ from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from etsam_zarr.bands import BandCache, band_of, chunk_groups, within_layers
 from etsam_zarr.chunk_cache import ChunkStore
 from etsam_zarr.chunk_supply import Box, ChunkLayout, ChunkSupply
 from etsam_zarr.errors import InputError, NoZarrError, RemoteError
-from etsam_zarr.geometry import Shape3, Span, aligned, box_within, cut
+from etsam_zarr.geometry import Shape3, Span, aligned, box_within
 from etsam_zarr.ome_metadata import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
 from etsam_zarr.volume import Array, Volume, VolumeInfo
 
 DEFAULT_CACHE_BYTES = 1 << 30
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
-# Decoded chunks that zarr may hold at once while it fills an array.
-_DECODE_BYTES = 256 << 20
 # What stores and decoders raise on bytes they cannot read; zarr has no common error for it.
 _DECODING_ERRORS = (RuntimeError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -72,7 +67,7 @@ class ZarrVolume(Volume):
         super().__init__(info)
         self._array = array
         self._spatial = spatial
-        self._bands = _BandCache(cache_bytes)
+        self._bands = BandCache(cache_bytes)
         self._layout = ChunkLayout(array, spatial)
         self._chunks = None if chunk_store is None else ChunkSupply(chunk_store, self._layout)
 
@@ -90,12 +85,12 @@ class ZarrVolume(Volume):
         depth = min(info.chunks[0], self._bands.most_bytes // plane_bytes) if plane_bytes else 0
         values = np.empty(tuple(span.size for span in box), info.dtype)
         in_order = self._chunks is not None and self._chunks.goes_on((z, *columns))
-        for part in _within_layers(z, info.chunks[0], depth):
+        for part in within_layers(z, info.chunks[0], depth):
             layer = aligned(part, info.chunks[0], info.shape[0])
             if self._chunks is not None:
                 self._chunks.prepare((part, *columns), ahead=in_order or layer.stop < z.stop)
             target = slice(part.start - z.start, part.stop - z.start)
-            band = _band(part, layer, depth)
+            band = band_of(part, layer, depth)
             if band is None or (band == part and columns == box[1:]):
                 self._decode((part, box[1], box[2]), values[target])
                 continue
@@ -116,7 +111,7 @@ class ZarrVolume(Volume):
 
     def _decode(self, box: Box, into: Array) -> None:
         """Decode a box, few chunks at a time: zarr holds all chunks of one call whole."""
-        for part in _groups(box, self.info.chunks, self.info.dtype.itemsize):
+        for part in chunk_groups(box, self.info.chunks, self.info.dtype.itemsize):
             index: list[int | slice] = [0] * self._array.ndim
             for dimension, span in zip(self._spatial, part, strict=True):
                 index[dimension] = span.as_slice()
@@ -179,70 +174,6 @@ class ZarrVolume(Volume):
         self._bands.clear()
         if self._chunks is not None:
             self._chunks.close()
-
-
-def _within_layers(z: Span, chunk: int, depth: int) -> Iterator[Span]:
-    """Cut a run of slices at the borders of chunk layers, and of the bands of ``depth`` slices within them."""
-    for part in cut(z, chunk):
-        if depth < 1 or depth >= chunk:
-            yield part
-            continue
-        start = part.start // chunk * chunk
-        for band in cut(Span(part.start - start, part.stop - start), depth):
-            yield Span(band.start + start, band.stop + start)
-
-
-def _band(part: Span, layer: Span, depth: int) -> Span | None:
-    """Return the band of ``depth`` slices of a layer that holds ``part``; None if none can be kept."""
-    if depth < 1:
-        return None
-    inside = aligned(Span(part.start - layer.start, part.stop - layer.start), depth, layer.size)
-    return Span(inside.start + layer.start, inside.stop + layer.start)
-
-
-def _groups(box: Box, chunks: Shape3, itemsize: int) -> Iterator[Box]:
-    """Cut a box at chunk borders into parts of as many chunks as may be decoded at once."""
-    spans = [cut(span, size) for span, size in zip(box, chunks, strict=True)]
-    most = max(1, _DECODE_BYTES // (math.prod(chunks) * itemsize))
-    if math.prod(len(runs) for runs in spans) <= most:
-        yield box
-        return
-    for z, y in itertools.product(spans[0], spans[1]):
-        for xs in (spans[2][i : i + most] for i in range(0, len(spans[2]), most)):
-            yield z, y, Span(xs[0].start, xs[-1].stop)
-
-
-class _BandCache:
-    """Decoded slices, for each column of chunks the last ones, the least recently used dropped first."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Span, Span], tuple[Span, Array]] = OrderedDict()
-
-    def get(self, box: Box, decode: Callable[[Box], Array]) -> Array:
-        """Return the slices of a box, which ``decode`` makes if they are not here."""
-        z, *column = box
-        key = (column[0], column[1])
-        # Decoding under the lock: threads that ask for the same layer wait for it instead of decoding it
-        # twice.
-        with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None and kept[0] == z:
-                self._kept.move_to_end(key)
-                return kept[1]
-            self._kept.pop(key, None)
-            kept = None  # or the old slices would stay until the new ones are there
-            layer = decode(box)
-            self._kept[key] = (z, layer)
-            while sum(array.nbytes for _, array in self._kept.values()) > self.most_bytes:
-                self._kept.popitem(last=False)
-            return layer
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._kept.clear()
 
 
 @dataclass(frozen=True)

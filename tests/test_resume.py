@@ -9,10 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from killing import kill_when
 
 from etsam_zarr.bundled import BUNDLED_SETTINGS
 from etsam_zarr.config import Settings, resolve_settings
@@ -202,17 +201,6 @@ def command(volume: Path, store: Path) -> list[str]:
         sys.executable, "-c", program, "run", str(volume), "-o", str(store), "--model", "seeded-256",
         "--precision", "float32", "--grid-interval", "5", "--slab", str(SLAB), "--threads", "1",
     ]  # fmt: skip
-
-
-def kill_when(process: subprocess.Popen[bytes], there: Path) -> None:
-    """Kill -9 a process as soon as a file appears."""
-    deadline = time.monotonic() + 120
-    while not there.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
 
 
 def killed_run_ends_the_same(volume: Path, store: Path, wanted: dict[str, Any], records: list[Path]) -> None:

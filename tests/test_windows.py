@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import tiny
 import torch
 import zarr
 from etsam_zarr_cli.main import main
+from killing import kill_when
 
 from etsam_zarr.config import Settings, resolve_settings
 from etsam_zarr.errors import FingerprintError
@@ -364,17 +363,6 @@ def test_workers_repair_all_windows_at_once(workers: int, tmp_path: Path, stream
     assert repairs[:2] == [[], [0]]
     # Unless the third's first repair began only when the second's had ended.
     assert repairs[2] in ([0, 1], [1])
-
-
-def kill_when(process: subprocess.Popen[bytes], there: Path) -> None:
-    """Kill -9 a process as soon as a file appears."""
-    deadline = time.monotonic() + 300
-    while not there.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
 
 
 def test_the_command_refuses_what_does_not_fit_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

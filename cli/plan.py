@@ -16,6 +16,7 @@ def command(**given: Any) -> None:  # noqa: ANN401
     """Say what 'run' with the same options would do and need, and whether it fits; start nothing."""
     team = team_of(given)
     prepared = prepare({**given, "team_size": team.count})
+    team.follows(prepared.plan)  # refuses --follow where that cannot be
     from etsam_zarr_cli.resources import Resources
 
     from etsam_zarr.memory import check_fits

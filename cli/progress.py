@@ -41,6 +41,8 @@ class Progress:
 
     def _start(self, event: Started) -> None:
         if self._terminal:
+            if event.name in self._bars:
+                self._bars.pop(event.name).close()  # a pass that is begun again
             self._bars[event.name] = tqdm(
                 desc=event.name, total=event.total, initial=event.done, unit=f" {event.unit}", file=sys.stderr
             )
@@ -71,7 +73,7 @@ class _PlainCounter:
     def advance(self, count: int) -> None:
         self._done = min(self._done + count, self._event.total)
         now = time.monotonic()
-        if now - self._said < SECONDS_BETWEEN_LINES:
+        if now - self._said < SECONDS_BETWEEN_LINES or self._done == self._event.done:
             return
         self._said = now
         rate = (self._done - self._event.done) / (now - self._begun)

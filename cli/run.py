@@ -102,7 +102,7 @@ def _segment(
     request = RunRequest(
         prepared.plan, prepared.settings, prepared.model, resources.precision, resources.device,
         ome_zarr=given["ome_zarr"], level=given["level"], overwrite=overwrite,
-        remote=prepared.remote,
+        remote=prepared.remote, follow=team.follows(prepared.plan),
     )  # fmt: skip
     with prepared.volume, team.runtime(prepared, given, progress) as runtime:
         summary = run(

@@ -36,6 +36,8 @@ def command(store: Path, as_json: bool) -> None:
         click.echo(f"stage {stage.stage}    {stage.slices}/{stage.total} slices{of_tiles}{rate}")
         for seam in stage.seams:
             click.echo(f"           {seam_text(seam)}")
+        if stage.stage == 2 and status.redone is not None:
+            click.echo(f"           begun again after {status.redone['slices']} slices that had followed stage 1")
         if stage.slices == stage.total and not stage.settled:
             click.echo("           windows do not all agree yet")
     if status.mask is None:
@@ -56,6 +58,7 @@ def _as_json(status: RunStatus) -> dict[str, Any]:
             for stage in status.stages
         },
         "seams": [asdict(seam) for stage in status.stages for seam in stage.seams],
+        "redone": status.redone,
         "mask": status.mask,
         "run": status.record,
     }

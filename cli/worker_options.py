@@ -38,6 +38,11 @@ WORKER_OPTIONS: list[Callable[[Any], Any]] = [
         help="Compute on a dask.distributed cluster: its scheduler's address (tcp://host:port) or scheduler file.",
     ),
     click.option(
+        "--follow/--no-follow", default=None,
+        help="With several workers, one tile and stream mode: let stage 2 follow stage 1 a slab behind, on another "
+        "worker. [default: where stage 2's prompts allow it: zero (as in etsam-v2) and grid_zero]",
+    ),
+    click.option(
         "--block-timeout", type=click.FloatRange(min=1), metavar="SECONDS",
         help="With workers: restart one that finishes no slice for so long. [default: wait for ever]",
     ),
@@ -58,11 +63,34 @@ class Team:
     """Connected to a cluster that was there before."""
     precision: Precision | None = None
     """What the workers of that cluster compute fast."""
+    follow: bool | None = None
+    """Whether stage 2 shall follow stage 1 a slab behind; None where it can."""
 
     @property
     def here(self) -> bool:
         """Whether it is this process alone."""
         return not self.devices and self.client is None
+
+    def follows(self, plan: RunPlan) -> bool:
+        """Say whether stage 2 follows stage 1 a slab behind.
+
+        Raises
+        ------
+        SettingsError
+            It shall, and cannot.
+        """
+        obstacle = self._obstacle(plan)
+        if self.follow and obstacle is not None:
+            raise SettingsError(f"Stage 2 cannot follow stage 1 a slab behind, since {obstacle}. Leave out --follow.")
+        return obstacle is None
+
+    def _obstacle(self, plan: RunPlan) -> str | None:
+        """Say why stage 2 does not follow stage 1, in words that go on after "since"; None if it does."""
+        if self.follow is False:
+            return "--no-follow is given"
+        if plan.follow_obstacle is None and self.client is None and self.count < 2:
+            return "that takes two workers, as --workers 2 or --devices with two starts them"
+        return plan.follow_obstacle
 
     def line(self, plan: RunPlan) -> str:
         """Say who computes what at the same time, and why."""
@@ -75,9 +103,19 @@ class Team:
             return f"{who}{tiles} tiles are independent and computed at the same time"
         if windows > 1:
             return f"{who}{windows} windows are computed at the same time, then their seams are repaired"
+        others = "--mode parallel, or --tiling tiles for large slices, gives them all work"
+        if self.follows(plan):
+            if self.count == 1:
+                return f"{who}stage 2 follows stage 1 a slab behind as soon as there is a second worker"
+            idle = f"; a third has nothing to do: {others}" if self.count > 2 else ""
+            return (
+                f"{who}stage 2 follows stage 1 a slab behind, since its prompt {plan.stages[1].prompt} needs no later "
+                f"slice of stage 1{idle}"
+            )
+        one = "" if self.count == 1 else ", so one worker computes and the others stand by"
         return (
-            f"{who}one tile in stream mode is one chain of slices, so one worker computes and the others stand by; "
-            "--mode parallel, or --tiling tiles for large slices, gives them all work"
+            f"{who}one tile in stream mode is one chain of slices{one}; stage 2 does not follow stage 1 a slab behind, "
+            f"since {self._obstacle(plan)}; {others}"
         )
 
     @contextlib.contextmanager
@@ -122,13 +160,13 @@ def team_of(given: dict[str, Any]) -> Team:
                 "--block-timeout restarts workers, and this process is none. Give --workers, --devices or --scheduler "
                 "as well."
             )
-        return Team(1, given["device"])
+        return Team(1, given["device"], follow=given["follow"])
     from etsam_zarr.cluster import devices_for
 
     devices = devices_for(given["devices"], given["workers"], given["device"])
     if given["workers"] is None and len(devices) == 1:
-        return Team(1, devices[0])
-    return Team(len(devices), devices[0], devices)
+        return Team(1, devices[0], follow=given["follow"])
+    return Team(len(devices), devices[0], devices, follow=given["follow"])
 
 
 @contextlib.contextmanager
@@ -153,8 +191,9 @@ def hired(given: dict[str, Any], on_event: OnEvent) -> Iterator[Team]:
         on_gpu = given["device"] != "cpu" and all(fact.gpu for fact in facts.values())
         fast = all(fact.bfloat16 for fact in facts.values())
         yield Team(
-            len(facts), "cuda:0" if on_gpu else "cpu", client=client, precision="bfloat16" if fast else "float32"
-        )
+            len(facts), "cuda:0" if on_gpu else "cpu", client=client, precision="bfloat16" if fast else "float32",
+            follow=given["follow"],
+        )  # fmt: skip
 
 
 def _files(prepared: Prepared) -> list[Path]:

@@ -10,6 +10,7 @@ import contextlib
 
 from etsam_zarr.desk import Desk, opened_desk, walked_slabs
 from etsam_zarr.events import OnEvent, ignore
+from etsam_zarr.follow import note_assumption, stops
 from etsam_zarr.geometry import Span
 from etsam_zarr.jobs import BlockJob, JobResult
 from etsam_zarr.ledger import conditioning_of
@@ -55,6 +56,7 @@ def give_prompts(desk: Desk) -> int:
     for z in desk.inputs.prompts:
         desk.walk.prompt(z, desk.inputs.prompt_mask(z))
     desk.job.check_fence()
+    note_assumption(desk)
     write_state(desk.store.conditioning_file(block.stage, block.tile), desk.walk.conditioning_state())
     desk.ledger.finish(conditioning_of(block.stage, block.tile), {"seconds": desk.walk.seconds})
     return len(desk.inputs.prompts)
@@ -66,6 +68,8 @@ def compute_window(desk: Desk) -> int:
     1. Restore the state after the last slab that is noted; at the window's start there is none but the prompts.
     2. At the start of a window that does not begin the volume: walk through its context, storing nothing.
     3. For each slab: walk the slices, then let the writer store values, state and record, in this order.
+
+    Where the job follows stage 1 it may end before the window does.
     """
     job, block = desk.job, desk.job.block
     start = desk.ledger.reached(block)
@@ -77,8 +81,12 @@ def compute_window(desk: Desk) -> int:
     desk.restore(read_state(desk.store.recent_file(block, 0, start)) if begun else {})
     seams = job.run.plan.seams
     lead = min(seams.context, start) if seams and not begun else 0
-    walk = walked_slabs(desk, start, desk.predictions(desk.accepted), slab=job.slab, lead=lead)
-    with desk.writer(desk.accepted) as writer, contextlib.closing(walk):
-        for slab, state, seconds in walk:
-            writer.put(FinishedSlab(slab.span, slab.values(), tuple(slab.bounds), state, seconds))
-    return lead + block.span.stop - start
+    predictions, reached = desk.predictions(desk.accepted), start
+    with desk.writer(desk.accepted) as writer:
+        for stop in stops(desk, start):
+            walk = walked_slabs(desk, reached, predictions, slab=job.slab, stop=stop, lead=lead)
+            with contextlib.closing(walk):
+                for slab, state, seconds in walk:
+                    writer.put(FinishedSlab(slab.span, slab.values(), tuple(slab.bounds), state, seconds))
+            reached = stop
+    return lead + reached - start

@@ -71,7 +71,7 @@ def opened_desk(job: BlockJob, on_event: OnEvent, volume: Volume | None, predict
         ledger = Ledger(store.path / "ledger")
         inputs = stage_inputs(
             block.stage, block.tile, volume=volume, store=store, ledger=ledger, settings=run.settings, plan=run.plan,
-            limits=run.limits,
+            limits=run.limits, assumed=job.assumed,
         )  # fmt: skip
         frames = StreamedFrames(inputs.read_planes, depth=store.shape[0], image_size=run.plan.image_size, slab=job.slab)
         predictor = predictors.get(run.model, block.stage, job.device)
@@ -80,25 +80,29 @@ def opened_desk(job: BlockJob, on_event: OnEvent, volume: Volume | None, predict
 
 
 def walked_slabs(
-    desk: Desk, start: int, predictions: BackwardPredictions, *, slab: int, lead: int = 0, name: str | None = None
-) -> Generator[tuple[Slab, Tensors, float]]:
-    """Walk from a slice to the end of the window; yield each slab, the state at its end, and its seconds in the model.
+    desk: Desk, start: int, predictions: BackwardPredictions, *, slab: int, stop: int | None = None, lead: int = 0,
+    name: str | None = None,
+) -> Generator[tuple[Slab, Tensors, float]]:  # fmt: skip
+    """Walk through a window from a slice on; yield each slab, the state at its end, and its seconds in the model.
 
-    Past the end the walk goes on for the slices that backward predictions of the window's last prompted slices look
-    at, and nothing of them is kept.
+    Past the window's end the walk goes on for the slices that backward predictions of its last prompted slices look at,
+    and nothing of them is kept.
 
     Parameters
     ----------
     slab
         Slices per slab.
+    stop
+        Where to stop; None is the window's end.
     lead
         Slices to be walked before, of which nothing is kept.
     name
         What the progress is shown as, if not as the stage.
     """
     plan, block, walk, frames = desk.job.run.plan, desk.job.block, desk.walk, desk.frames
-    stop = block.span.stop
-    beyond = Span(stop, max(stop, predictions.stop))
+    end = block.span.stop
+    stop = end if stop is None else stop
+    beyond = Span(stop, max(stop, predictions.stop) if stop == end else stop)
     counted = walk.seconds - frames.seconds_waited
     with frames.ahead(Span(start - lead, beyond.stop), skipping=frozenset(desk.inputs.prompts)):
         if lead:

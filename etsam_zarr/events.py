@@ -25,7 +25,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Advanced:
-    """``count`` more units of the pass ``name`` are done."""
+    """``count`` more units of the pass ``name`` are done; 0 is a sign of life."""
 
     name: str
     count: int = 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from etsam_zarr.config import Precision, Settings
+from etsam_zarr.fuse import CLIP, LogitBounds
 from etsam_zarr.geometry import Span
 from etsam_zarr.intensity import IntensityRange
 from etsam_zarr.lease import Fence
@@ -21,6 +22,10 @@ from etsam_zarr.volume import Volume, VolumeInfo
 
 Work = Literal["conditioning", "window", "repair"]
 """Giving a tile's prompts; computing a window; making its beginning agree with the window before it."""
+
+
+ASSUMED_BOUNDS = LogitBounds(-float(CLIP), float(CLIP))
+"""What stage 2 takes the bounds of stage 1's logits to be where it follows stage 1 before that has ended."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,10 @@ class BlockJob:
     """Of a repair: 1, 2, ..."""
     base: int = 0
     """Of a repair: the generation of the left neighbour's end state from which it sets out."""
+    assumed: LogitBounds | None = None
+    """Of stage 2 while it follows stage 1: the bounds of stage 1's logits, not yet known. None takes the known ones."""
+    begins: int = 0
+    """Of stage 2 while it follows stage 1: the slice it goes on from, and may not get to the window's end."""
 
     @property
     def name(self) -> str:

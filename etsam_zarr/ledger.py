@@ -17,6 +17,8 @@ from etsam_zarr.errors import RunStoreError
 from etsam_zarr.geometry import Span
 
 Bounds = tuple[float, float]
+REDONE = "stage2-redone"
+"""Name under which it is noted that stage 2 had followed stage 1 in an expectation that was not met."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,14 @@ class Ledger:
 def conditioning_of(stage: int, tile: int) -> str:
     """Return the name under which the ledger notes that the prompts of a stage of a tile are given."""
     return f"stage{stage}/tile{tile:05d}/conditioning"
+
+
+def assumption_of(tile: int) -> str:
+    """Return the name under which the ledger notes what stage 2 of a tile assumes of stage 1 until that has ended.
+
+    It lies among the stage's records, and is taken back with them.
+    """
+    return f"stage2/tile{tile:05d}/assumed"
 
 
 def computed_slices(ledger: Ledger, blocks: Sequence[Block]) -> int:

@@ -6,7 +6,6 @@ import shutil
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from typing import Any
 import torch
 import zarr
 
-from etsam_zarr.block import run_block
 from etsam_zarr.config import Precision, Settings
 from etsam_zarr.errors import OutputExistsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.geometry import Span, cut, pyramid_shapes
 from etsam_zarr.intensity import IntensityMeter, IntensityRange
-from etsam_zarr.jobs import BlockJob, JobResult, RunFacts, VolumeAddress
-from etsam_zarr.lease import Fence
+from etsam_zarr.jobs import RunFacts, VolumeAddress
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.modelspec import ModelSpec, fingerprint_of
@@ -30,12 +27,10 @@ from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.predictors import Predictors
 from etsam_zarr.remote import RemoteOptions
-from etsam_zarr.runstore import STAGES, RunStore, Stage
-from etsam_zarr.runtime import Runtime, SerialRuntime, Work
-from etsam_zarr.schedule import next_jobs
+from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runtime import Runtime, SerialRuntime
 from etsam_zarr.scores import ScoreView, stage_scores
-from etsam_zarr.stage_end import StageProgress
-from etsam_zarr.stage_inputs import bounds_of_stage1
+from etsam_zarr.stages import Stages
 from etsam_zarr.volume import Volume
 
 
@@ -54,6 +49,8 @@ class RunRequest:
     overwrite: bool = False
     remote: RemoteOptions | None = None
     """How other processes open the volume, if it is remote."""
+    follow: bool = True
+    """Whether stage 2 may follow stage 1 a slab behind on another worker, where there is one and the plan lets it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def run(
 
     1. Open the store and compare fingerprints, or create it.
     2. Measure the intensities over the whole volume, and keep a reduced copy of it.
-    3. Stage 1, slab by slab, with the bounds of its logits; then stage 2 on the fused input.
+    3. Stage 1, slab by slab, with the bounds of its logits; then, or a slab behind, stage 2 on the fused input.
     4. Threshold stage 2's logits into the mask and its pyramid.
 
     Each step is skipped if the ledger says that it is done; stages go on at the last finished slab.
@@ -112,7 +109,10 @@ def run(
         _take_over_voxel_size(volume, store, ledger, on_event)
         limits, overview = _measure(volume, store, ledger, request, background, on_event)
         facts = run_facts(volume, store, request, limits)
-        stages = _Stages(facts, store, ledger, fence, volume, str(request.device), runtime, on_event, predictors)
+        stages = Stages(
+            facts, store, ledger, fence, volume, str(request.device), runtime, on_event, predictors,
+            may_follow=request.follow,
+        )  # fmt: skip
         model_seconds = stages.run()
         overview.result()
         voxels = _finish_mask(store, ledger, request, on_event)
@@ -275,61 +275,6 @@ def _measure(
 
     on_event(Finished("intensity", seconds))
     return limits, background.submit(finish)
-
-
-class _Stages:
-    """The two stages, one after the other; their jobs as the runtime carries them out."""
-
-    def __init__(
-        self, facts: RunFacts, store: RunStore, ledger: Ledger, fence: Fence, volume: Volume, device: str,
-        runtime: Runtime, on_event: OnEvent, predictors: Predictors | None,
-    ) -> None:  # fmt: skip
-        self._facts, self._store, self._ledger, self._fence = facts, store, ledger, fence
-        self._volume, self._device, self._runtime, self._on_event = volume, device, runtime, on_event
-        self._predictors = predictors
-        self.nothing_to_do = all(ledger.finished(f"stage{stage}") for stage in STAGES)
-
-    def run(self) -> float:
-        """Run what is missing; return the seconds spent in the model."""
-        if self.nothing_to_do:
-            return 0.0
-        # A checkpoint that does not fit shall be found now, not when stage 1 is done.
-        predictors = self._predictors or Predictors()
-        predictors.get(self._facts.model, 2, self._device if self._runtime.in_process else "cpu")
-        work = partial(run_block, volume=self._volume, predictors=predictors) if self._runtime.in_process else run_block
-        del predictors
-        seconds = 0.0
-        for stage in STAGES:
-            if not self._ledger.finished(f"stage{stage}"):
-                seconds += self._run_stage(stage, work)
-            if stage == 1:
-                self._say_what_is_flat()
-        return seconds
-
-    def _say_what_is_flat(self) -> None:
-        plan = self._facts.plan
-        for bounds in {bounds_of_stage1(self._ledger, plan, tile.index) for tile in plan.tiles}:
-            if bounds.flat:
-                self._on_event(Notice(
-                    f"Stage 1 gave the same logit, {bounds.minimum:g}, everywhere (it found nothing): stage 2 sees the "
-                    "tomogram alone.", warning=True,
-                ))  # fmt: skip
-
-    def _run_stage(self, stage: Stage, work: Work[BlockJob, JobResult]) -> float:
-        begun = time.monotonic()
-        progress = StageProgress(self._store, self._ledger, stage, self._on_event)
-
-        def wanted() -> tuple[BlockJob, ...]:
-            jobs = next_jobs(
-                self._ledger, self._facts, stage, device=self._device, eager=self._runtime.workers > 1,
-                fence=self._fence,
-            )  # fmt: skip
-            progress.before(jobs)
-            return jobs
-
-        results = self._runtime.execute(wanted, work, on_event=self._on_event)
-        progress.finish(time.monotonic() - begun)
-        return sum(result.seconds for result in results)
 
 
 @dataclass(frozen=True)

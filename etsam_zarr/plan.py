@@ -86,6 +86,18 @@ class RunPlan:
         """The tiles, in order."""
         return self.grid.tiles
 
+    @property
+    def follow_obstacle(self) -> str | None:
+        """Why stage 2 cannot follow stage 1 a slab behind, in words that go on after "since"; None where it can."""
+        prompt, count = self.stages[1].prompt, len(self.stages[1].prompted)
+        if self.seams is not None:
+            return "windows, which are computed at the same time, may change when they are repaired"
+        if len(self.tiles) > 1:
+            return "it needs all tiles of a slice, and tiles are computed at the same time as it is"
+        if count > 1:
+            return f"its prompt {prompt} lies on {count} slices of the whole depth, which it reads before slice 1"
+        return None
+
     def of_windows(self) -> dict[str, Any]:
         """Return what stored logits depend on besides the settings, as JSON values by name."""
         if self.seams is None:

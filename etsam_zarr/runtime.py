@@ -96,19 +96,23 @@ class Tally:
     def __init__(self) -> None:
         self.done: set[str] = set()
         self.failed: dict[str, Exception] = {}
+        self._given: dict[str, Job] = {}
 
     def next_of(self, jobs: Sequence[J], *, under_way: Mapping[str, object] | None = None) -> J | None:
         """Return the first of the jobs that has neither ended nor is under way, or None.
 
-        A job that ended well and is still asked for has not left in the store what it should have: it has failed.
+        A job that ended well and is still asked for has not left in the store what it should have: it has failed. (One
+        that may do a part only, and then is asked for from another place on, goes on.)
         """
         for job in jobs:
             if job.name in self.done:
                 self.done.remove(job.name)
-                self.failed[job.name] = RunStoreError(
-                    "It ended as if all were well, but its results are not in the run store."
-                )
+                if job == self._given[job.name]:
+                    self.failed[job.name] = RunStoreError(
+                        "It ended as if all were well, but its results are not in the run store."
+                    )
             if job.name not in self.failed and job.name not in (under_way or {}):
+                self._given[job.name] = job
                 return job
         return None
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from etsam_zarr.jobs import BlockJob, RunFacts, Work
+from etsam_zarr.follow import may_follow
+from etsam_zarr.fuse import LogitBounds
+from etsam_zarr.jobs import ASSUMED_BOUNDS, BlockJob, RunFacts, Work
 from etsam_zarr.lease import Fence
 from etsam_zarr.ledger import Block, Ledger, RepairRecord, conditioning_of
 from etsam_zarr.runstore import Stage
@@ -116,3 +118,27 @@ def next_jobs(
             for task in next_tasks(prompted, states, eager=eager)
         ]  # fmt: skip
     return tuple(jobs)
+
+
+def following_jobs(
+    ledger: Ledger, run: RunFacts, *, device: str, fence: Fence | None = None
+) -> tuple[BlockJob, ...]:  # fmt: skip
+    """Return the job of stage 2 that can be done, or is under way, while stage 1 is: for one tile in one window.
+
+    There is none where stage 2 has come as far as stage 1, or cannot follow it: what is there of it was begun with
+    other bounds, or stage 1 has ended with others.
+    """
+    (window,) = run.plan.windows
+    reached = ledger.reached(Block(1, 0, 0, window))
+    block = Block(2, 0, 0, window)
+    begins = ledger.reached(block)
+    ended = ledger.finished("stage1")
+    known = ASSUMED_BOUNDS if ended is None else LogitBounds(*ended["bounds"][0])
+    if begins >= reached or known != ASSUMED_BOUNDS or not may_follow(ledger, 0):
+        return ()
+    prompted = ledger.finished(conditioning_of(2, 0)) is not None
+    job = BlockJob(
+        run, block, "window" if prompted else "conditioning", device, slab=run.plan.slab, fence=fence,
+        assumed=ASSUMED_BOUNDS, begins=begins,
+    )  # fmt: skip
+    return (job,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from etsam_zarr.events import Finished, Notice, OnEvent, Started
-from etsam_zarr.fuse import LogitBounds
+from etsam_zarr.follow import measured_bounds
 from etsam_zarr.integrity import check_stage
 from etsam_zarr.jobs import BlockJob
 from etsam_zarr.ledger import Block, Ledger, computed_slices
@@ -49,9 +49,5 @@ class StageProgress:
 
 def _bounds(ledger: Ledger, blocks: Sequence[Block], tile: int) -> tuple[float, float]:
     """Return the bounds of the slices of a tile that count."""
-    bounds = LogitBounds()
-    for block in blocks:
-        if block.tile == tile:
-            for _, found in ledger.accepted(block).values():
-                bounds = bounds.union(LogitBounds(*found) if found else LogitBounds())
+    bounds = measured_bounds(ledger, [block for block in blocks if block.tile == tile])
     return bounds.minimum, bounds.maximum

@@ -47,7 +47,7 @@ class StageInputs:
 
 def stage_inputs(
     stage: Stage, tile: int, *, volume: Volume, store: RunStore, ledger: Ledger, settings: Settings, plan: RunPlan,
-    limits: IntensityRange,
+    limits: IntensityRange, assumed: LogitBounds | None = None,
 ) -> StageInputs:  # fmt: skip
     """Make the input of a stage of a tile.
 
@@ -57,6 +57,9 @@ def stage_inputs(
         For stage 2, which starts from stage 1's logits and their bounds: stage 1 must be finished, in all tiles.
     limits
         Of the intensities, over the whole volume.
+    assumed
+        Bounds of stage 1's logits to take for stage 2 instead of the known ones; then of stage 1 only those slices
+        must be there that are read.
 
     Raises
     ------
@@ -64,7 +67,9 @@ def stage_inputs(
         The normalisation leaves nothing of a volume with these limits.
     """
     source = _Source(plan.tiles[tile], volume, store, settings, limits)
-    planes = source.normalized_planes if stage == 1 else source.fused_planes(bounds_of_stage1(ledger, plan, tile))
+    planes: ReadPlanes = source.normalized_planes
+    if stage == 2:
+        planes = source.fused_planes(assumed or bounds_of_stage1(ledger, plan, tile))
     method, prompted = plan.stages[stage - 1].prompt, plan.stages[stage - 1].prompted
     prompt = source.stage1_prompt if method == "stage1_partial" else source.fixed_prompt(method)
     return StageInputs(plan.tiles[tile].height, plan.tiles[tile].width, planes, prompted, prompt)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etsam_zarr.ledger import Ledger, computed_slices, conditioning_of
+from etsam_zarr.ledger import REDONE, Ledger, computed_slices, conditioning_of
 from etsam_zarr.runstore import STAGES, RunStore, Stage
 from etsam_zarr.seams import SeamReport, seams
 
@@ -50,6 +50,9 @@ class RunStatus:
     stages: tuple[StageStatus, ...]
     mask: dict[str, Any] | None
     """Threshold and voxels of the mask, if there is one."""
+    redone: dict[str, Any] | None = None
+    """If stage 2 was computed again because it had followed stage 1 in an expectation that was not met: the bounds it
+    had ``assumed`` and those ``found`` in the end, and how many ``slices`` it had computed in vain."""
 
     @property
     def finished(self) -> bool:
@@ -68,7 +71,9 @@ def read_status(path: Path) -> RunStatus:
     store = RunStore.open(path)
     ledger = Ledger(path / "ledger")
     stages = tuple(stage_status(store, stage) for stage in STAGES)
-    return RunStatus(store.record, ledger.finished("intensity") is not None, stages, ledger.finished("mask"))
+    return RunStatus(
+        store.record, ledger.finished("intensity") is not None, stages, ledger.finished("mask"), ledger.finished(REDONE)
+    )
 
 
 def stage_status(store: RunStore, stage: Stage) -> StageStatus:

@@ -1,4 +1,4 @@
-"""Kills processes for real."""
+"""Kills processes for real, and looks that nothing that was finished is computed again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+
+Records = dict[Path, tuple[int, bytes]]
+"""Records of finished slabs by their paths: when they were written, and their content."""
 
 
 def kill_when(process: subprocess.Popen[bytes], there: Path) -> None:
@@ -17,3 +20,17 @@ def kill_when(process: subprocess.Popen[bytes], there: Path) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def records(store: Path) -> Records:
+    """The records of the finished slabs of a run."""
+    found = (store / "ledger").rglob("[0-9]*-[0-9]*.json")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+
+def kept(before: Records, store: Path) -> Records:
+    """Return the records of now, after a look that none of those before was written again: a slab is noted each time
+    it is computed."""
+    now = records(store)
+    assert {path: now.get(path) for path in before} == before
+    return now

@@ -22,7 +22,7 @@ import tiny
 import torch
 import zarr
 from etsam_zarr_cli.main import main
-from killing import kill_when
+from killing import Records, kept, kill_when
 
 from etsam_zarr.config import Settings, resolve_settings
 from etsam_zarr.errors import FingerprintError
@@ -338,12 +338,15 @@ def command(volume: Path, store: Path) -> list[str]:
 def test_killed_in_a_repair(records: list[Path], seeded_spec: ModelSpec, tmp_path: Path) -> None:
     voxels = tiny.texture((24, 30, 41))
     source, store = tiny.write_tomogram(tmp_path / "tomo.mrc", voxels), tmp_path / "run.etsam.zarr"
+    noted: Records = {}
     for stage in (2,) if len(records) == 1 else (1, 2):
         for record in records:
             there = store / "ledger" / f"stage{stage}" / "tile00000" / "window00001" / record
             with subprocess.Popen(command(source, store), stderr=subprocess.DEVNULL) as process:
                 kill_when(process, there)
+            noted = kept(noted, store)
     done = subprocess.run(command(source, store), check=True, capture_output=True, text=True)
+    kept(noted, store)
     assert "windows meet at slice 16: " in done.stderr
     wanted = compute(tmp_path / "whole.etsam.zarr", seeded_spec, SETTINGS["etsam-v2"], voxels=voxels)
     assert_same(store, arrays_of(wanted.path))

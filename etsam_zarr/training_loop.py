@@ -27,6 +27,7 @@ from etsam_zarr.checkpoint import load_weights, read_checkpoint
 from etsam_zarr.errors import FingerprintError, OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.model_config import ModelConfig
+from etsam_zarr.training_average import KeptWeights
 from etsam_zarr.training_clips import ClipSampler, clips_ahead
 from etsam_zarr.training_log import LOSSES, TrainingLog
 from etsam_zarr.training_model import ClipModel, build_clip_model
@@ -111,10 +112,14 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
         load_weights(model, read_checkpoint(job.initial), origin=str(job.initial))
     optimizer = torch.optim.AdamW(_parameter_groups(model, job.settings), betas=(0.9, 0.999))
     progress = _Progress()
+    average: dict[str, torch.Tensor] = {}
     if last.exists():
-        progress = _take_over(job, model, optimizer, on_event)
+        progress, average = _take_over(job, model, optimizer, on_event)
     wrapped, optimizer = fabric.setup(model, optimizer)
     model.train()
+    kept = KeptWeights(model, job.settings.weight_averaging)
+    if last.exists():
+        kept.restore(average)
     sampler = ClipSampler(job.volumes, job.settings, stage=job.stage, image_size=job.config.image_size)
     log = TrainingLog(job.folder / LOG, progress.step, tensorboard=job.tensorboard)
     steps, name = job.settings.steps, f"train stage {job.stage}"
@@ -133,16 +138,17 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
         fabric.clip_gradients(wrapped, optimizer, max_norm=job.settings.gradient_clip, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
+        kept.update()
         progress.step += 1
         averages.steps += 1
         progress.sums, progress.steps_in_epoch = averages.sums, averages.steps
         on_event(Advanced(name))
         ended = progress.step % job.settings.steps_per_epoch == 0
         if ended:
-            _finish_epoch(job, fabric, model, progress, averages, log, rate, begun, on_event)
+            _finish_epoch(job, fabric, kept, progress, averages, log, rate, begun, on_event)
         due = time.monotonic() - saved > 60 * job.minutes_between_checkpoints
         if (ended or due) and fabric.is_global_zero:
-            _save(job, model, optimizer, progress)
+            _save(job, model, kept, optimizer, progress)
             saved = time.monotonic()
         if ended:
             averages = _Averages({}, 0)
@@ -250,7 +256,7 @@ def _seed(*key: int) -> int:
 def _finish_epoch(
     job: TrainJob,
     fabric: Any,  # noqa: ANN401
-    model: ClipModel,
+    kept: KeptWeights,
     progress: _Progress,
     averages: _Averages,
     log: TrainingLog,
@@ -264,7 +270,7 @@ def _finish_epoch(
         row.update({f"loss_{name}": f"{mean:.5f}" for name in LOSSES if (mean := averages.mean(name)) is not None})
         said = f"Epoch {epoch}: loss {averages.mean('total'):.4f}"
         if job.validation:
-            weights = {name: value.detach() for name, value in model.state_dict().items()}
+            weights = kept.weights()
             score = evaluate(job.config, weights, job.validation, job.settings, stage=job.stage, device=fabric.device)
             row.update({name: f"{value:.5f}" for name, value in dataclasses.asdict(score).items()})
             said += f", validation Dice {score.dice:.4f}"
@@ -277,9 +283,12 @@ def _finish_epoch(
     fabric.barrier()
 
 
-def _save(job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
+def _save(
+    job: TrainJob, model: ClipModel, kept: KeptWeights, optimizer: torch.optim.Optimizer, progress: _Progress
+) -> None:
     content = {
         "model": model.state_dict(),
+        "average": kept.state(),
         "optimizer": optimizer.state_dict(),
         "progress": dataclasses.asdict(progress),
         "fingerprint": job.fingerprint,
@@ -287,7 +296,10 @@ def _save(job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, pro
     write_atomically(job.folder / LAST, serialized(content))
 
 
-def _take_over(job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, on_event: OnEvent) -> _Progress:
+def _take_over(
+    job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, on_event: OnEvent
+) -> tuple[_Progress, dict[str, torch.Tensor]]:
+    """Load the latest checkpoint; return how far it had come, and its averaged weights."""
     path = job.folder / LAST
     read_checkpoint(path)  # says clearly what is wrong with a damaged file
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -300,7 +312,7 @@ def _take_over(job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer
     optimizer.load_state_dict(content["optimizer"])
     progress = _Progress(**content["progress"])
     on_event(Notice(f"Going on after step {progress.step} of {job.settings.steps}."))
-    return progress
+    return progress, content["average"]
 
 
 def serialized(content: Mapping[str, object]) -> bytes:

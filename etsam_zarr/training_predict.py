@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,14 +88,15 @@ def compute_stage1(
     Parameters
     ----------
     folder
-        Where they go; the name is made from the volume's content.
+        Where they go; the name is made from the volume's content and the weights, so that another stage 1 does not
+        find the output of the one before it.
 
     Returns
     -------
     pathlib.Path, LogitBounds
         A Zarr array (z, native, native) of float16, and the bounds.
     """
-    path = folder / f"{volume.digest[:24]}.zarr"
+    path = folder / f"{volume.digest[:16]}-{_digest(weights)[:16]}.zarr"
     record = path / "bounds.json"
     if record.is_file():
         return path, LogitBounds(**json.loads(record.read_text()))
@@ -119,6 +121,14 @@ def compute_stage1(
         _walk(predictor, config, volume, settings, stage=1, on_slice=keep, prompted_too=True)
     write_atomically(record, json.dumps({"minimum": bounds.minimum, "maximum": bounds.maximum}).encode())
     return path, bounds
+
+
+def _digest(weights: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _walk(

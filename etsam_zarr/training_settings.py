@@ -97,6 +97,9 @@ class TrainSettings:
     """Share of clips whose memory holds the truth in place of predictions: it is worth reading from the start."""
     drop_skips: float = 0.0
     """Share of clips whose decoder sees no high-resolution features."""
+    weight_averaging: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is validated and kept; 0 keeps
+    the latest weights. The average over many steps does without their noise (Polyak and Juditsky 1992)."""
     start_from_stage1: bool = False
     """Whether stage 2 starts from stage 1's weights; otherwise from scratch or the checkpoint that is
     given."""
@@ -114,6 +117,8 @@ class TrainSettings:
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it takes a number above 0.")
+        if not 0 <= self.weight_averaging < 1:
+            raise SettingsError(f"weight_averaging is {self.weight_averaging}; it takes a number from 0 to below 1.")
         for name, kinds in (("recipe", Recipe), ("precision", TrainPrecision), ("normalize_method", NormalizeMethod)):
             if getattr(self, name) not in get_args(kinds):
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; it takes {', '.join(get_args(kinds))}.")

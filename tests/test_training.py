@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -72,9 +73,10 @@ def test_memory_is_trained(job: TrainJob) -> None:
         assert sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None) > 0
 
 
-def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path) -> None:
-    import dataclasses
-
+@pytest.mark.parametrize("weight_averaging", [0.0, 0.5])
+def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path, weight_averaging: float) -> None:
+    settings = dataclasses.replace(job.settings, weight_averaging=weight_averaging)
+    job = dataclasses.replace(job, settings=settings)
     whole = dataclasses.replace(job, folder=tmp_path / "whole")
     train(whole)
 
@@ -100,6 +102,11 @@ def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path) -> N
     assert first["progress"]["step"] == 4
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name
+    assert bool(first["average"]) == bool(weight_averaging)
+    for name, value in first["average"].items():
+        assert torch.equal(value, second["average"][name]), name
+    best = read_checkpoint(job.folder / BEST)
+    assert all(torch.equal(value, best[name]) for name, value in read_checkpoint(whole.folder / BEST).items())
     logs = []
     for folder in (whole.folder, job.folder):
         with (folder / LOG).open(newline="") as file:
@@ -131,8 +138,6 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_bfloat16_trains_too(job: TrainJob) -> None:
-    import dataclasses
-
     settings = tiny.settings(precision="bf16-mixed", epochs=1, steps_per_epoch=2)
     train(dataclasses.replace(job, settings=settings, validation=[]))
     with (job.folder / LOG).open(newline="") as file:
@@ -141,8 +146,6 @@ def test_bfloat16_trains_too(job: TrainJob) -> None:
 
 
 def test_a_training_is_neither_overwritten_nor_mixed(job: TrainJob, tmp_path: Path) -> None:
-    import dataclasses
-
     short = dataclasses.replace(job, settings=tiny.settings(epochs=1, steps_per_epoch=1), validation=[])
     assert train(short) == job.folder / LAST
     with pytest.raises(OutputExistsError, match="--resume"):
@@ -156,8 +159,6 @@ def test_a_training_is_neither_overwritten_nor_mixed(job: TrainJob, tmp_path: Pa
 
 def test_the_recipe_of_etsam_trains(job: TrainJob) -> None:
     """Prompts drawn from the truth, correction clicks, and sam2's own losses."""
-    import dataclasses
-
     settings = tiny.settings(
         recipe="etsam", clip_slices=3, bce_weight=0.0, focal_weight=20.0, layer_decay=0.9, vision_learning_rate=1e-4
     )

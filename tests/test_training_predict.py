@@ -79,3 +79,7 @@ def test_stage_1_is_stored_once_as_it_was_walked(
 
     monkeypatch.setattr(training_predict, "build_predictor", refuse)
     assert compute_stage1(*model, volume, settings, tmp_path / "stage1") == (path, bounds)
+    config, weights = model
+    others = {name: value + 1 for name, value in weights.items()}
+    with pytest.raises(AssertionError, match="computed again"):
+        compute_stage1(config, others, volume, settings, tmp_path / "stage1")

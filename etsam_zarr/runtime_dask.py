@@ -20,6 +20,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -220,13 +221,18 @@ class _Round:
             self._on_event(_EVENTS[content["event"]](**content["facts"]))
 
     def _end(self, name: str, flight: _Flight) -> None:
-        """Note how a job ended."""
-        del self._flights[name]
+        """Note how a job ended.
+
+        Raises
+        ------
+        ClusterError
+            The scheduler went away, and took the result along; the job stays under way.
+        """
         if flight.future.cancelled():
             # Nobody here cancelled it: the client does so when it loses the scheduler.
-            self._flights[name] = flight
             raise ClusterError("The scheduler went away.")
         result, error = _outcome_of(name, flight.future)
+        del self._flights[name]
         if error is None:
             self._tally.done.add(name)
             self._results.append(result)
@@ -286,11 +292,21 @@ class _Round:
 
 
 def _outcome_of(name: str, future: Future) -> tuple[Any, Exception | None]:
-    """Return what a job returned, or why it failed."""
+    """Return what a job returned, or why it failed.
+
+    Raises
+    ------
+    ClusterError
+        The scheduler, which passes results on, went away before this one was fetched.
+    """
     from distributed import KilledWorker
 
     if future.status != "error":
-        result = future.result()
+        try:
+            result = future.result()
+        except (OSError, TimeoutError, RuntimeError, ValueError, CancelledError) as lost:
+            # Not what the job raised, which comes as a _Trouble.
+            raise ClusterError(f"The scheduler went away: a result did not arrive ({lost}).") from lost
         if not isinstance(result, _Trouble):
             return result, None
         _log.info("%s failed: %s", name, result.traceback)

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from dask_cluster import Cluster
+from distributed import Future
+from distributed.comm import CommClosedError
 from dummy_jobs import DummyJob, compute, is_done, trace_of, undone
 
 from etsam_zarr.cluster import devices_for, existing_cluster, local_cluster, look_over
@@ -195,6 +197,21 @@ def test_an_existing_cluster_that_loses_its_scheduler(tmp_path: Path) -> None:
     assert "Under way were b. Everything finished is kept" in message
     assert is_done(jobs[0])
     assert not is_done(jobs[2])
+
+
+def test_a_result_that_is_lost_with_the_scheduler_says_so_and_names_its_job(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler passes results on: it may go away between saying that a job has ended and that."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer")
+
+    monkeypatch.setattr(Future, "result", lost)
+    with pytest.raises(BlocksFailedError) as raised:
+        execute(client, jobs_in(tmp_path, 1))
+    assert str(raised.value).startswith("The scheduler went away: a result did not arrive")
+    assert "Under way were a." in str(raised.value)
 
 
 def test_workers_that_would_compute_several_blocks_at_once_are_refused(tmp_path: Path) -> None:

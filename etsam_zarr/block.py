@@ -47,16 +47,17 @@ def run_block(
     works = {"conditioning": give_prompts, "window": compute_window, "repair": repair_window}
     with opened_desk(job, on_event, volume, predictors) as desk:
         slices = works[job.work](desk)
-        return JobResult(slices, desk.walk.seconds - desk.frames.seconds_waited)
+        return JobResult(slices, desk.walk.seconds)
 
 
 def give_prompts(desk: Desk) -> int:
     """Prompt the slices of a tile and keep what the model made of them, which every window starts from."""
     block = desk.job.block
+    desk.job.check_fence()
+    note_assumption(desk)
     for z in desk.inputs.prompts:
         desk.walk.prompt(z, desk.inputs.prompt_mask(z))
     desk.job.check_fence()
-    note_assumption(desk)
     write_state(desk.store.conditioning_file(block.stage, block.tile), desk.walk.conditioning_state())
     desk.ledger.finish(conditioning_of(block.stage, block.tile), {"seconds": desk.walk.seconds})
     return len(desk.inputs.prompts)

@@ -29,7 +29,7 @@ from etsam_zarr.slabs import SlabValues
 PATIENCE_SECONDS = 5.0
 """How long a job waits for stage 1's next slab before it gives its worker back. It goes on when that is there; what
 matters is that stage 1 gets a worker again if there is only this one left."""
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
 _SLABS_AT_ONCE = 4
 """Slabs that are walked before stage 1 is looked at again."""
 
@@ -102,7 +102,7 @@ def withdraw_what_is_ahead(ledger: Ledger, behind: Block, on_event: OnEvent) -> 
     """
     prompted = ledger.finished(conditioning_of(2, behind.tile)) is not None
     if max(ledger.reached(behind), int(prompted)) > ledger.reached(replace(behind, stage=1)):
-        on_event(Notice("Stage 2 is computed again from its start, like stage 1, which it followed.", warning=True))
+        on_event(Notice("Stage 2, which had followed stage 1, is computed again as well.", warning=True))
         ledger.forget(2, behind.tile)
 
 

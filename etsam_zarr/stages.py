@@ -61,7 +61,7 @@ class Stages:
 
     def _run_stage(self, stage: Stage, work: Work[BlockJob, JobResult]) -> float:
         begun = time.monotonic()
-        progress = StageProgress(self._store, self._ledger, stage, self._on_event)
+        progress = self._begin(stage)
 
         def wanted() -> tuple[BlockJob, ...]:
             jobs = self._next_jobs(stage)
@@ -76,9 +76,7 @@ class Stages:
         """Run stage 1, and stage 2 behind it; what is missing of stage 2 in the end must be computed by itself."""
         begun = time.monotonic()
         ledger = self._ledger
-        first = StageProgress(self._store, ledger, 1, self._on_event)
-        withdraw_what_is_ahead(ledger, self._store.blocks(2)[0], self._on_event)
-        second = StageProgress(self._store, ledger, 2, self._on_event)
+        first, second = self._begin(1), self._begin(2)
 
         def wanted() -> tuple[BlockJob, ...]:
             jobs = self._next_jobs(1)
@@ -92,6 +90,13 @@ class Stages:
         if not self._next_jobs(2):
             second.finish(time.monotonic() - begun)
         return sum(result.seconds for result in results)
+
+    def _begin(self, stage: Stage) -> StageProgress:
+        progress = StageProgress(self._store, self._ledger, stage, self._on_event)
+        if stage == 1 and self._facts.plan.follow_obstacle is None:
+            (behind,) = self._store.blocks(2)
+            withdraw_what_is_ahead(self._ledger, behind, self._on_event)
+        return progress
 
     def _next_jobs(self, stage: Stage) -> tuple[BlockJob, ...]:
         return next_jobs(

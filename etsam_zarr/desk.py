@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
+from etsam_zarr.encode_ahead import worth_encoding_ahead
 from etsam_zarr.events import Advanced, OnEvent
 from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Span, cut
@@ -103,8 +104,9 @@ def walked_slabs(
     end = block.span.stop
     stop = end if stop is None else stop
     beyond = Span(stop, max(stop, predictions.stop) if stop == end else stop)
-    counted = walk.seconds - frames.seconds_waited
-    with frames.ahead(Span(start - lead, beyond.stop), skipping=frozenset(desk.inputs.prompts)):
+    order, counted = Span(start - lead, beyond.stop), walk.seconds
+    ahead = walk.encoding_ahead(order) if worth_encoding_ahead(desk.job.device) else contextlib.nullcontext()
+    with frames.ahead(order, skipping=frozenset(desk.inputs.prompts)), ahead:
         if lead:
             walk.walk(Span(start - lead, start), _ignore)
         for span in cut(Span(start, stop), slab):
@@ -119,9 +121,8 @@ def walked_slabs(
             state = walk.recent_state()
             if span.stop == stop and beyond.size:
                 walk.walk(beyond, predictions.after)
-            in_model = walk.seconds - frames.seconds_waited
-            yield outputs, state, in_model - counted
-            counted = in_model
+            seconds, counted = walk.seconds - counted, walk.seconds
+            yield outputs, state, seconds
 
 
 def _ignore(output: SliceOutput) -> None:

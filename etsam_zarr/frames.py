@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -59,8 +58,6 @@ class StreamedFrames:
         self._slab = slab
         self._prepared: queue.Queue[tuple[int, torch.Tensor] | BaseException] | None = None
         self._skipping: frozenset[int] = frozenset()
-        self.seconds_waited = 0.0
-        """Time that the taker spent waiting for prepared frames."""
 
     def __len__(self) -> int:
         return self._depth
@@ -70,9 +67,7 @@ class StreamedFrames:
         if self._prepared is None or z in self._skipping:
             (plane,) = self._read_planes(Span(z, z + 1))
             return to_frame(plane, self._image_size)
-        begun = time.perf_counter()
         item = self._prepared.get()
-        self.seconds_waited += time.perf_counter() - begun
         if isinstance(item, BaseException):
             raise item
         prepared, frame = item

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,11 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 
 from etsam_zarr.checkpoint import load_weights
 from etsam_zarr.config import Precision
+from etsam_zarr.encode_ahead import EncodedAhead, Features, Frames
 from etsam_zarr.errors import ModelError
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
+from etsam_zarr.remembered import remember_position_embedding, remember_sine_encoding
 
 MEMBRANE = 1
 """The object id under which the membranes are tracked."""
@@ -37,18 +39,6 @@ Predictor = Any
 
 # sam2 takes its frames through two names of its module; they are replaced for the moment of a call only.
 _FEEDING = threading.Lock()
-
-
-class Frames(Protocol):
-    """The slices as the model's image encoder wants them, made when asked for."""
-
-    def __len__(self) -> int:
-        """Return the depth of the volume."""
-        ...
-
-    def __getitem__(self, z: int) -> torch.Tensor:
-        """Return slice ``z`` as float32 of shape (3, image size, image size)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -101,10 +91,10 @@ def build_predictor(
         raise ModelError(f"The model config {config.name} does not describe a SAM 2 model.")
     if weights is not None:
         load_weights(predictor, weights, origin=origin)
-    _remember_position_embedding(predictor.image_encoder.trunk)
+    remember_position_embedding(predictor.image_encoder.trunk)
     for module in predictor.modules():
         if isinstance(module, PositionEmbeddingSine):
-            _remember_sine_encoding(module)
+            remember_sine_encoding(module)
     predictor.eval()
     return predictor.to(device)
 
@@ -135,9 +125,11 @@ class Propagation:
     ) -> None:
         self._predictor = predictor
         self._precision = precision
+        self._frames = _Timed(frames)
+        self._ahead: EncodedAhead | None = None
         self.seconds = 0.0
-        """Time spent in sam2 so far, including what it waited for frames."""
-        with self._computing(), _fed_by(frames, height, width):
+        """Time spent in sam2 so far, without what it waited for frames."""
+        with self._computing(), _fed_by(self._frames, height, width):
             self._state = predictor.init_state(video_path=None)
         self._slot = predictor._obj_id_to_idx(self._state, MEMBRANE)
 
@@ -168,6 +160,7 @@ class Propagation:
         )
         for z in range(span.start, span.stop):
             with self._computing(), _quiet() if z == span.start else contextlib.nullcontext():
+                self._take_features(z)
                 _, _, full = next(steps)
                 held = self._output_of(z)
                 # Copies to the CPU wait for the device: they belong to the time it takes.
@@ -180,6 +173,19 @@ class Propagation:
                 )
             on_slice(output)
             self._forget_before(z + 1)
+
+    @contextlib.contextmanager
+    def encoding_ahead(self, order: Span) -> Iterator[None]:
+        """Within this context exactly the slices of ``order`` are walked, and each is encoded beside the one before it.
+
+        All prompts are given before; a prompted slice's image is not needed in the walk. See :mod:`encode_ahead`.
+        """
+        wanted = (z for z in range(order.start, order.stop) if z not in self._outputs["cond_frame_outputs"])
+        with EncodedAhead(self._encoded, self._frames.frames, wanted) as self._ahead:
+            try:
+                yield
+            finally:
+                self._ahead = None
 
     @property
     def reach(self) -> int:
@@ -239,6 +245,21 @@ class Propagation:
             self._outputs[key].clear()
             self._outputs[key].update(_unpacked(packed, positions, device))
 
+    def _encoded(self, frame: torch.Tensor) -> Features:
+        """Encode an image as sam2 does where it finds none in its cache; in any thread."""
+        with self._modes():
+            image = frame.to(self._predictor.device).float().unsqueeze(0)
+            return image, self._predictor.forward_image(image)
+
+    def _take_features(self, z: int) -> None:
+        """Put what was encoded ahead of a slice where sam2 looks for it."""
+        if self._ahead is None or z in self._outputs["cond_frame_outputs"]:
+            return
+        self._state["cached_features"] = {}  # free those of the last slice before waiting
+        waited = self._ahead.seconds_waited
+        self._state["cached_features"] = {z: self._ahead.take(z)}
+        self._frames.seconds += self._ahead.seconds_waited - waited
+
     @property
     def _outputs(self) -> dict[str, dict[int, dict[str, Any]]]:
         outputs: dict[str, dict[int, dict[str, Any]]] = self._state["output_dict_per_obj"][self._slot]
@@ -268,64 +289,36 @@ class Propagation:
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
+        begun, waited = time.perf_counter(), self._frames.seconds
+        with self._modes():
+            yield
+        self.seconds += time.perf_counter() - begun - (self._frames.seconds - waited)
+
+    @contextlib.contextmanager
+    def _modes(self) -> Iterator[None]:
         device = self._predictor.device.type
-        begun = time.perf_counter()
         with (
             torch.inference_mode(),
             torch.autocast(device, dtype=torch.bfloat16, enabled=self._precision == "bfloat16"),
         ):
             yield
+
+
+class _Timed:
+    """Frames, and how long the walk waited for them."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, z: int) -> torch.Tensor:
+        begun = time.perf_counter()
+        frame = self.frames[z]
         self.seconds += time.perf_counter() - begun
-
-
-def _remember_position_embedding(trunk: Any) -> None:  # noqa: ANN401 - sam2 has no type information
-    """Keep the image encoder from interpolating its position embedding anew for every slice.
-
-    It depends on the weights and the image size only, and costs about 1 % of a slice. The value is computed again when
-    the weights have changed (their version counters say so), and never kept where gradients are wanted.
-    """
-    compute = trunk._get_pos_embed
-    kept: dict[Any, torch.Tensor] = {}
-
-    def position_embedding(size: tuple[int, int]) -> torch.Tensor:
-        if not torch.is_inference_mode_enabled():
-            result: torch.Tensor = compute(size)
-            return result
-        weights = (trunk.pos_embed, trunk.pos_embed_window)
-        key = (
-            tuple(size),
-            torch.is_autocast_enabled(weights[0].device.type),
-            *((weight.data_ptr(), weight._version) for weight in weights),
-        )
-        if key not in kept:
-            kept.clear()
-            kept[key] = compute(size)
-        return kept[key]
-
-    trunk._get_pos_embed = position_embedding
-
-
-def _remember_sine_encoding(encoding: Any) -> None:  # noqa: ANN401 - sam2 has no type information
-    """Keep a sine encoding from copying its table anew for every slice, which costs about 2 % of a small model's time.
-
-    sam2 keeps the table by size and hands out copies, which nothing writes into; here it hands out the same copy again.
-    The very first result, laid out differently in memory, is left as it is, so that rounding cannot change.
-    """
-    compute = encoding._pe
-    kept: dict[Any, torch.Tensor] = {}
-
-    def table(batch: int, device: torch.device, *size: int) -> torch.Tensor:
-        key = (batch, str(device), *size)
-        inference = torch.is_inference_mode_enabled()
-        if inference and key in kept:
-            return kept[key]
-        copied = size in encoding.cache
-        result: torch.Tensor = compute(batch, device, *size)
-        if inference and copied:
-            kept[key] = result
-        return result
-
-    encoding._pe = table
+        return frame
 
 
 _FIELDS = ("maskmem_features", "obj_ptr", "object_score_logits")

@@ -58,7 +58,6 @@ def test_frames_come_in_order_each_read_once(slab: int) -> None:
             assert torch.equal(frames[z], to_frame(VOLUME[z], SIZE))
     assert reader.delivered == list(range(5, DEPTH))
     assert max(span.size for span in reader.spans) <= slab
-    assert frames.seconds_waited > 0
     assert _no_thread_is_left()
 
 

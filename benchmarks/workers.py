@@ -7,6 +7,10 @@ intensities, stages, mask. Rounds take the numbers of workers in turn; ratios ar
     python benchmarks/workers.py                                    # 1 and 2 workers on the CPU, one thread each
     python benchmarks/workers.py --devices cuda:0,cuda:1,cuda:2,cuda:3 --model sam2.1_hiera_b+ --precision auto
     python benchmarks/workers.py --devices cuda:0,cuda:1 --windows 8    # one tile in windows instead of tiles
+    python benchmarks/workers.py --follow --model demo-256 --depth 128  # one tile, stage 2 a slab behind stage 1
+
+With ``--follow`` the tomogram is a phantom, and weights and settings are the model's own, but for stage 2's prompt:
+``zero``. One worker does one stage after the other.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 from measure import in_fresh_process, peak_bytes, save, table
 
 
 def run_once(
-    devices: list[str], model: str, precision: str, tiles: int, windows: int, depth: int, threads: int
+    devices: list[str], model: str, precision: str, tiles: int, windows: int, depth: int, threads: int, follow: int
 ) -> dict[str, Any]:
     """Run on these devices, one worker each, in this process."""
     import numpy as np
@@ -34,8 +39,10 @@ def run_once(
     from etsam_zarr.cluster import local_cluster
     from etsam_zarr.config import resolve_settings
     from etsam_zarr.device import choose_precision
-    from etsam_zarr.ledger import Ledger
+    from etsam_zarr.ledger import REDONE, Ledger
     from etsam_zarr.modelspec import choose_model
+    from etsam_zarr.phantom import PhantomSettings
+    from etsam_zarr.phantom_store import write_phantom
     from etsam_zarr.pipeline import RunRequest, RunSummary, run
     from etsam_zarr.plan import Seams, cut_windows, plan_run
     from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH
@@ -45,8 +52,12 @@ def run_once(
     settings = resolve_settings("etsam-v2", tiling="tiles" if tiles > 1 else "whole")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        first, second = write_weights(model, folder)
-        spec = choose_model(model, stage1_checkpoint=first, stage2_checkpoint=second)
+        if follow:
+            spec = choose_model(model)
+            settings = resolve_settings(None, model_settings=spec.settings, stage2_prompt="zero", tiling="whole")
+        else:
+            first, second = write_weights(model, folder)
+            spec = choose_model(model, stage1_checkpoint=first, stage2_checkpoint=second)
         edge = spec.config.image_size
         size = edge + (tiles - 1) * (edge - edge // 8)
         # Workers see no other GPU than their own.
@@ -55,6 +66,8 @@ def run_once(
 
         def volume_of(slices: int, label: str) -> Path:
             path = folder / f"{label}.zarr"
+            if follow:
+                return write_phantom(path, PhantomSettings((slices, edge, edge), seed=800_007, snr=0.5))
             noise = zarr.create_array(path, shape=(slices, edge, size), chunks=(16, 256, 256), dtype="float32")
             generator = np.random.default_rng(0)
             for z in range(0, slices, 16):
@@ -79,11 +92,13 @@ def run_once(
             if windows > 1:
                 run_on(runtime, LOGIT_CHUNK_DEPTH * len(devices), len(devices), "warm")
             else:
-                run_on(runtime, 2, 1, "warm")
+                run_on(runtime, 2 * LOGIT_CHUNK_DEPTH if follow else 2, 1, "warm")
             start_seconds = time.perf_counter() - begun
             seconds, summary = run_on(runtime, depth, windows, "timed")
             peaks = client.run(peak_bytes)
         ledger = Ledger(summary.store.path / "ledger")
+        if ledger.finished(REDONE):
+            raise click.ClickException("Stage 2 was computed twice: this measures nothing.")
         stages = sum((ledger.finished(f"stage{stage}") or {})["seconds"] for stage in (1, 2))
     return {
         "workers": len(devices), "devices": devices, "precision": computed_in, "tiles": tiles, "windows": windows,
@@ -106,13 +121,14 @@ def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ]  # fmt: skip
         peaks = [peak for result in own for peak in result["worker_peak_bytes"]]
         rate = statistics.median(result["tile_slices_per_second"] for result in own)
-        share = statistics.median(result["stage_seconds"] / result["seconds"] for result in own)
+        # Stages that run at the same time are not added up.
+        shares = [min(1, result["stage_seconds"] / result["seconds"]) for result in own]
         rows.append(
             {
                 "workers": count,
                 "slices/s (of a tile, both stages)": f"{rate:.3g}",
                 "times one worker": f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                "in the stages": f"{share:.0%}",
+                "in the stages": f"{statistics.median(shares):.0%}",
                 "peak MiB of a worker": f"{min(peaks) / 2**20:.0f} to {max(peaks) / 2**20:.0f}",
             }
         )
@@ -126,14 +142,15 @@ def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--precision", default="float32", show_default=True)
 @click.option("--tiles", default=4, show_default=True, help="Tiles in a row.")
 @click.option("--windows", default=1, show_default=True, help="More than 1: one tile in so many windows.")
+@click.option("--follow", is_flag=True, help="One tile in one window: stage 2 follows stage 1 on the second worker.")
 @click.option("--depth", default=48, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="CPU threads of a worker.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--name", default=None, help="Of the result file.")
-@click.option("--child", nargs=7, type=str, hidden=True)
+@click.option("--child", nargs=8, type=str, hidden=True)
 def main(
-    devices: str, counts: str | None, model: str, precision: str, tiles: int, windows: int, depth: int, threads: int,
-    rounds: int, name: str | None, child: tuple[str, ...] | None,
+    devices: str, counts: str | None, model: str, precision: str, tiles: int, windows: int, follow: bool, depth: int,
+    threads: int, rounds: int, name: str | None, child: tuple[str, ...] | None,
 ) -> None:  # fmt: skip
     """Measure, print a table, and save the result."""
     if child is not None:
@@ -143,19 +160,22 @@ def main(
     everyone = devices.split(",")
     doubled = [2**power for power in range(10) if 2**power < len(everyone)]
     chosen = [int(count) for count in counts.split(",")] if counts else [*doubled, len(everyone)]
-    tiles = 1 if windows > 1 else tiles
+    tiles = 1 if windows > 1 or follow else tiles
     found = []
     for number in range(rounds):
         # The other way round every other time, so that a drift of the machine favours nobody.
         for count in chosen if number % 2 == 0 else chosen[::-1]:
-            arguments = (",".join(everyone[:count]), model, precision, tiles, windows, depth, threads)
+            arguments = (",".join(everyone[:count]), model, precision, tiles, windows, depth, threads, int(follow))
             found.append({"round": number, **in_fresh_process(__file__, *arguments)})
             print(f"round {number + 1}, {count} workers: {found[-1]['seconds']:.1f} s", flush=True)
     print(table(rows_of(found)))
     kind = devices.partition(",")[0].partition(":")[0]
-    label = name or f"workers-{Path(model).name}-{kind}-{'windows' if windows > 1 else 'tiles'}"
-    print(save(label, found, model=model, depth=depth, threads=threads, profile="etsam-v2", tiles=tiles,
-               windows=windows))  # fmt: skip
+    mode = "follow" if follow else "windows" if windows > 1 else "tiles"
+    label = name or f"workers-{Path(model).name}-{kind}-{mode}"
+    load = psutil.getloadavg()
+    profile = "the model's own, stage 2 prompt zero" if follow else "etsam-v2"
+    print(save(label, found, model=model, depth=depth, threads=threads, profile=profile, tiles=tiles, windows=windows,
+               follow=follow, load_average=[round(figure, 1) for figure in load]))  # fmt: skip
 
 
 if __name__ == "__main__":

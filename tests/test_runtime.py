@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import dummy_jobs
@@ -67,6 +68,18 @@ def test_a_job_that_leaves_no_result_has_failed(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path, d="forgets")
     with pytest.raises(RunStoreError, match=r"^d: .*its results are not in the run store"):
         execute(jobs)
+
+
+def test_a_job_that_does_a_part_is_asked_for_again(tmp_path: Path) -> None:
+    (job,) = jobs_in(tmp_path)[:1]
+    begun: list[int] = []
+
+    def planned() -> list[DummyJob]:
+        # As stage 2 behind stage 1: the same job, from where it has come to.
+        return [] if len(begun) == 3 else [replace(job, slab=8 + len(begun))]
+
+    SerialRuntime().execute(planned, lambda part, _: begun.append(part.slab), on_event=ignore)
+    assert begun == [8, 9, 10]
 
 
 def test_memory_that_runs_out_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -13,11 +14,11 @@ from hypothesis import strategies as st
 from etsam_zarr.config import PROFILES
 from etsam_zarr.geometry import Span
 from etsam_zarr.intensity import IntensityRange
-from etsam_zarr.jobs import RunFacts, VolumeAddress
-from etsam_zarr.ledger import Block, Ledger, RepairRecord, SlabRecord, conditioning_of
+from etsam_zarr.jobs import ASSUMED_BOUNDS, RunFacts, VolumeAddress
+from etsam_zarr.ledger import Block, Ledger, RepairRecord, SlabRecord, assumption_of, conditioning_of
 from etsam_zarr.modelspec import choose_model
 from etsam_zarr.plan import Seams, cut_windows, plan_run
-from etsam_zarr.schedule import Task, WindowState, next_jobs, next_tasks
+from etsam_zarr.schedule import Task, WindowState, following_jobs, next_jobs, next_tasks
 
 DONE, OPEN = WindowState(computed=True), WindowState(computed=False)
 
@@ -172,3 +173,39 @@ def test_jobs_come_from_the_ledger_alone(tmp_path: Path) -> None:
     (repair,) = (job for job in next_jobs(ledger, run, 1, device="cpu") if job.block.tile == 2)
     assert (repair.work, repair.generation, repair.base, repair.slab) == ("repair", 1, 0, plan.slab)
     assert repair.name == "stage 1, tile 2, repair 1 of slices 16:40"
+
+
+def test_stage_2_behind_stage_1(tmp_path: Path) -> None:
+    model, settings = choose_model("seeded-256"), PROFILES["etsam-v2"]
+    plan = plan_run((40, 60, 60), settings, model.config, voxel_bytes=4)
+    assert plan.follow_obstacle is None
+    limits = IntensityRange(0.0, 1.0, 0.0, 1.0)
+    run = RunFacts(tmp_path, VolumeAddress("a.mrc"), model, settings, plan, limits, "float32")
+    ledger = Ledger(tmp_path / "ledger")
+
+    def slab(stage: Literal[1, 2], start: int, stop: int) -> None:
+        ledger.add(Block(stage, 0, 0, Span(0, 40)), SlabRecord(start, stop, (0,) * (stop - start), (), 1.0))
+
+    def jobs() -> list[tuple[str, int]]:
+        found = following_jobs(ledger, run, device="cpu")
+        assert all(job.assumed == ASSUMED_BOUNDS for job in found)
+        return [(job.name, job.begins) for job in found]
+
+    assert jobs() == []
+    slab(1, 0, 16)
+    assert jobs() == [("stage 2, tile 0, prompts", 0)]
+    expectation = {"minimum": -5.0, "maximum": 5.0}
+    ledger.finish(assumption_of(0), expectation)
+    ledger.finish(conditioning_of(2, 0), {"seconds": 1.0})
+    assert jobs() == [("stage 2, tile 0", 0)]
+    slab(2, 0, 16)
+    assert jobs() == []
+    slab(1, 16, 40)
+    assert jobs() == [("stage 2, tile 0", 16)]
+    ledger.reopen(assumption_of(0))
+    assert jobs() == [], "what was begun with the true bounds goes on with them"
+    ledger.finish(assumption_of(0), expectation)
+    ledger.finish("stage1", {"bounds": [(-5.0, 5.0)]})
+    assert jobs() == [("stage 2, tile 0", 16)]
+    ledger.finish("stage1", {"bounds": [(-5.0, 4.9)]})
+    assert jobs() == []

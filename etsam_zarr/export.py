@@ -267,7 +267,21 @@ def _layers(array: zarr.Array[Any]) -> Iterator[Array]:
 def _largest_id(array: zarr.Array[Any]) -> int:
     if array.dtype.itemsize <= 2:
         return 0
-    return max((int(layer.max()) for layer in _layers(array)), default=0)
+    # Not in a loop of its own, whose variable would hold a layer while the next one is read.
+    return max(map(_largest, _layers(array)), default=0)
+
+
+def _largest(layer: Array) -> int:
+    return int(layer.max())
+
+
+def _slices(array: zarr.Array[Any], dtype: np.dtype[Any]) -> Iterator[Array]:
+    """Yield slices, (1, y, x), of another type; a layer is let go of before the next one is read."""
+    layers = _layers(array)
+    while (layer := next(layers, None)) is not None:
+        for z in range(len(layer)):
+            yield layer[z : z + 1].astype(dtype)
+        del layer
 
 
 def _label_writer(store: RunStore, label: str, path: Path, dtype: np.dtype[Any], *, is_mask: bool) -> Writer:
@@ -275,8 +289,7 @@ def _label_writer(store: RunStore, label: str, path: Path, dtype: np.dtype[Any],
 
     def write(overwrite: bool, on_event: OnEvent) -> None:
         plan = MrcPlan(store.shape, dtype, store.voxel_size, store.origin, is_mask=is_mask)
-        slabs = (layer.astype(dtype, copy=False) for layer in _layers(array))
-        write_mrc(path, plan, slabs, overwrite=overwrite, on_event=on_event)
+        write_mrc(path, plan, _slices(array, dtype), overwrite=overwrite, on_event=on_event)
 
     return write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import time
@@ -34,3 +35,17 @@ def kept(before: Records, store: Path) -> Records:
     now = records(store)
     assert {path: now.get(path) for path in before} == before
     return now
+
+
+def still_running_at_a_random_moment(
+    process: subprocess.Popen[str], store: Path, chance: random.Random, *, slabs: int
+) -> bool:
+    """Wait for any moment of what is left of a run, its start included, until some of so many more slabs are there and
+    a second longer; say whether it has not ended."""
+    there = len(records(store))
+    wanted = there + chance.randint(0, slabs)
+    while process.poll() is None and len(records(store)) < wanted:
+        time.sleep(0.01)
+    # Before its first slab a run imports, starts or finds workers, and looks at what is there.
+    time.sleep(chance.uniform(0, 5 if wanted == there else 1))
+    return process.poll() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from conftest import FinishedRun
 from etsam_zarr_cli.main import main
 from made_run import make_run
 
-from etsam_zarr.export import etsam_exports
+from etsam_zarr.export import components_export, etsam_exports, write_all
 from etsam_zarr.geometry import Span
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.pipeline import final_scores
@@ -157,6 +158,30 @@ def test_components_come_back_as_mode_6(cleaned_run: RunStore, tmp_path: Path) -
     with mrcfile.open(mrc) as file:
         assert file.header.mode == 6
         np.testing.assert_array_equal(file.data, ids)
+
+
+def test_no_more_than_a_layer_of_ids_is_held(run_store: RunStore, tmp_path: Path) -> None:
+    """Ids have four bytes: two layers of large slices, and a copy, would be a gigabyte and more."""
+    shape, depth = (48, 512, 512), 16
+    ids = zarr.create_array(
+        run_store.path / "labels" / "components" / "0",
+        shape=shape,
+        chunks=(depth, 64, 64),
+        dtype="uint32",
+        zarr_format=2,
+    )
+    ids[...] = np.broadcast_to(np.arange(shape[0], dtype=np.uint32)[:, None, None], shape)
+    run_store.record["shape"] = shape
+    tracemalloc.start()
+    try:
+        write_all([components_export(run_store, tmp_path / "ids.mrc")])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    layer = depth * 512 * 512 * 4
+    assert layer < peak < 1.7 * layer
+    with mrcfile.open(tmp_path / "ids.mrc") as file:
+        np.testing.assert_array_equal(file.data[:, 7, 9], np.arange(48))
 
 
 @pytest.mark.parametrize("largest", [65535, 65536])

@@ -26,7 +26,7 @@ import torch
 import zarr
 from dask_cluster import Cluster
 from etsam_zarr_cli.main import main
-from killing import kept, records
+from killing import kept, records, still_running_at_a_random_moment
 
 from etsam_zarr.cluster import ALLOWED_FAILURES, local_cluster
 from etsam_zarr.config import resolve_settings
@@ -280,20 +280,13 @@ def test_a_device_that_runs_out_of_memory_once(
     assert_same(store, wanted)
 
 
-def still_running_at_a_random_moment(process: subprocess.Popen[str], store: Path, chance: random.Random) -> bool:
-    """Wait for any moment of what is left of a run, its start and its mask included; say whether it has not ended."""
-    there = len(records(store))
-    slabs = chance.randint(there, SLABS)
-    while process.poll() is None and len(records(store)) < slabs:
-        time.sleep(0.01)
-    # Before its first slab a run imports, starts or finds workers, and looks at what is there.
-    time.sleep(chance.uniform(0, 5 if slabs == there else 1))
-    return process.poll() is None
+def alive(process: subprocess.Popen[str], store: Path, chance: random.Random) -> bool:
+    return still_running_at_a_random_moment(process, store, chance, slabs=SLABS - len(records(store)))
 
 
 def kill_run(source: Path, store: Path, folder: Path, chance: random.Random) -> int:
     process = begin(source, store, *chance.choice([(), ("--workers", "2")]))
-    running = still_running_at_a_random_moment(process, store, chance)
+    running = alive(process, store, chance)
     process.kill()
     process.communicate()
     return int(running)
@@ -302,7 +295,7 @@ def kill_run(source: Path, store: Path, folder: Path, chance: random.Random) -> 
 def kill_workers(source: Path, store: Path, folder: Path, chance: random.Random) -> int:
     """As many as one job may take along, so that the run has to get to its end."""
     process, killed, before = begin(source, store, "--workers", "2"), 0, records(store)
-    while killed < ALLOWED_FAILURES and still_running_at_a_random_moment(process, store, chance):
+    while killed < ALLOWED_FAILURES and alive(process, store, chance):
         before = kept(before, store)
         # It may be about to end them itself.
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
@@ -319,7 +312,7 @@ def kill_scheduler(source: Path, store: Path, folder: Path, chance: random.Rando
     folder.mkdir()
     with Cluster(folder, workers=2) as cluster:
         process = begin(source, store, "--scheduler", str(cluster.file))
-        running = still_running_at_a_random_moment(process, store, chance)
+        running = alive(process, store, chance)
         cluster.scheduler.kill()
         _, error = process.communicate(timeout=600)
     assert "Traceback" not in error

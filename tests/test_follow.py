@@ -194,9 +194,8 @@ class Stop(Exception):
     """Ends a run in its midst."""
 
 
-@pytest.mark.parametrize(
-    ("kind", "redone"), [pytest.param("loud", False, marks=pytest.mark.slow), ("quiet", True)]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "redone"), [("loud", False), ("quiet", True)])
 def test_one_process_takes_up_what_two_workers_left(
     kind: str, redone: bool, source: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

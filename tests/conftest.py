@@ -39,6 +39,24 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def encoding_ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets runs in this process encode ahead, whatever the machine; lists how many threads each such walk used."""
+    from etsam_zarr import desk, sam
+
+    used = []
+
+    class Noted(sam.EncodedAhead):
+        def __enter__(self) -> Noted:
+            used.append(self._threads)
+            super().__enter__()
+            return self
+
+    monkeypatch.setattr(desk, "worth_encoding_ahead", lambda device: True)
+    monkeypatch.setattr(sam, "EncodedAhead", Noted)
+    return used
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run that came to its end undisturbed. Copy the store before changing anything in it."""

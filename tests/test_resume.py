@@ -159,6 +159,18 @@ def test_stopped_at_a_slab_boundary(
     assert_same(arrays_of(store), undisturbed(name))
 
 
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_stopped_while_the_next_slice_is_encoded(
+    stage: int, boundary: int, case_of: Callable[[str], Case], tmp_path: Path, encoding_ahead: list[int],
+    undisturbed: Callable[[str], dict[str, Any]],
+) -> None:  # fmt: skip
+    """Stopped and continued with an image under way in its own thread, the run ends as one without such a thread."""
+    begun = len(encoding_ahead)
+    test_stopped_at_a_slab_boundary("predicted", stage, boundary, case_of, tmp_path, undisturbed)
+    assert len(encoding_ahead) - begun >= 3
+
+
 def test_another_slab_goes_on(
     spec: ModelSpec, volume_path: Path, tmp_path: Path, undisturbed: Callable[[str], dict[str, Any]]
 ) -> None:

@@ -7,7 +7,7 @@ for every small voxel, int8, as MRC. Its membranes are then as wide as those of 
 2. Coarse run: all slices at full size, each squeezed by --tiling whole to the 256 x 256 pixels of the bundled model, so
    that logits are made for every voxel. Fine run: the first slices in tiles at full resolution, two workers.
 3. Of the coarse run: a mask with another threshold, its components, exports. Each is of the whole volume.
-4. Components of a mask that is much fuller: the simulated membranes, repeated at their own size.
+4. Components of a mask of many more parts: the simulated membranes, repeated at their own size.
 
 Files are deleted as soon as they are not needed; 22 GB of disk are free for the shape of 4.3 gigavoxels, or it is
 refused. Peaks are the kernel's own (VmHWM): of children as of a fifth of a second before they end.
@@ -116,7 +116,7 @@ def steps(shape: Shape) -> tuple[Step, ...]:
             "export scores", ("export", "coarse.etsam.zarr", "--scores", "scores.zarr"),
             ("scores.zarr", "coarse.etsam.zarr", "volume.zarr"),
         ),
-        Step("make a fuller mask", ("--child", "mask", size)),
+        Step("make a mask of many parts", ("--child", "mask", size)),
         Step("label it", ("label", "mask.zarr", "-o", "labels.zarr"), ("mask.zarr", "labels.zarr")),
     )  # fmt: skip
 

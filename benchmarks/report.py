@@ -10,6 +10,7 @@ import statistics
 from typing import Any
 
 import click
+from large import rows_of as large_rows
 from measure import RESULTS, table
 from memory import LOOPS, rows_of
 from remote import summary
@@ -63,6 +64,8 @@ def main() -> None:
         record = read(name)
         click.echo()
         click.echo(table(summary(record["measurements"], record["settings"]["stored_bytes"])))
+    click.echo()
+    click.echo(table(large_rows(read("large")["measurements"])))
 
 
 if __name__ == "__main__":

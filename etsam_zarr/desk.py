@@ -104,9 +104,8 @@ def walked_slabs(
     end = block.span.stop
     stop = end if stop is None else stop
     beyond = Span(stop, max(stop, predictions.stop) if stop == end else stop)
-    order, counted = Span(start - lead, beyond.stop), walk.seconds
-    ahead = walk.encoding_ahead(order) if worth_encoding_ahead(desk.job.device) else contextlib.nullcontext()
-    with frames.ahead(order, skipping=frozenset(desk.inputs.prompts)), ahead:
+    counted = walk.seconds
+    with frames.ahead(Span(start - lead, beyond.stop), skipping=frozenset(desk.inputs.prompts)):
         if lead:
             walk.walk(Span(start - lead, start), _ignore)
         for span in cut(Span(start, stop), slab):
@@ -117,7 +116,9 @@ def walked_slabs(
                 predictions.after(output)
                 desk.on_event(Advanced(name or desk.name))
 
-            walk.walk(span, take)
+            crowded = worth_encoding_ahead(desk.job.device)
+            with walk.encoding_ahead(span) if crowded else contextlib.nullcontext():
+                walk.walk(span, take)
             state = walk.recent_state()
             if span.stop == stop and beyond.size:
                 walk.walk(beyond, predictions.after)

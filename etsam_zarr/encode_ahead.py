@@ -1,12 +1,14 @@
-"""Encodes the next slice's image beside the slice under way, in a thread of its own.
+"""Encodes the next slice's image beside the slice under way, in a thread of its own, where the cores are crowded.
 
-SAM 2's image encoder needs no other slice, and takes more than half of a slice's time. Its operations, and those of the
-tracking, are too small to keep all cores of a CPU busy; two at a time do better.
+PyTorch's small operations on a CPU are shared out to a team of threads that wait for each other by spinning. Where
+other programs take some of the cores, a team waits most of the time for its preempted member: one busy program beside a
+run was seen to slow the model down many times over. With two teams GNU's OpenMP, which PyTorch brings along on Linux,
+notices that there are more threads than cores, and lets those that wait sleep. Then the encoder of the next slice,
+which needs no other slice, and the tracking of this one fill each other's gaps. On quiet cores waking threads costs
+more than the gaps are worth, so it is decided anew for each slab.
 
-Each still computes with as many threads as it would alone, so that its result is the same to the last bit: with fewer,
-some operations (1 x 1 convolutions among them) add in another order. GNU's OpenMP, which PyTorch brings along on Linux,
-notices that there are more threads than cores, and lets those that wait sleep instead of spin. That also keeps a run
-from crawling where other programs take some of the cores: a spinning team waits for its preempted members.
+Each operation still computes with as many threads as it would alone, so that its result is the same to the last bit:
+with fewer, some (1 x 1 convolutions among them) add in another order.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
 
+import psutil
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 MOST_THREADS = 4
 """With more nothing was measured; the time in which threads wake each other up may outweigh the gain."""
+CROWDED = 0.25
+"""Cores that other programs must take for the gain to outweigh the loss."""
+SHORTEST_LOOK = 0.2
+"""Seconds: the system counts in hundredths."""
 
 Features = tuple[torch.Tensor, dict[str, Any]]
 """A slice's image, shape (1, 3, image size, image size), and what sam2's encoder makes of it."""
@@ -40,19 +47,59 @@ class Frames(Protocol):
         ...
 
 
-def worth_encoding_ahead(device: torch.device | str) -> bool:
-    """Say whether encoding ahead is faster: on a CPU all of whose cores the model may use, two to four of them.
+def _cores() -> list[int]:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _clocks() -> tuple[float, float, float]:
+    """Return the time, how long this process's cores have been busy, and for how long with it; in seconds."""
+    each = psutil.cpu_times(percpu=True)
+    busy = 0.0
+    for core in _cores():
+        if core < len(each):
+            times = each[core]
+            # Guests' time is part of the user's.
+            not_busy = (getattr(times, name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))
+            busy += sum(times) - sum(not_busy)
+    return time.perf_counter(), busy, time.process_time()
+
+
+class OtherPrograms:
+    """How much of this process's cores other programs take."""
+
+    def __init__(self) -> None:
+        self._before = _clocks()
+        self._cores = 0.0
+
+    def cores(self) -> float:
+        """Return how many cores they took on average since this was last asked; if just now, what it was then."""
+        now = _clocks()
+        wall, busy, own = (after - before for after, before in zip(now, self._before, strict=True))
+        if wall >= SHORTEST_LOOK:
+            self._before, self._cores = now, max(0.0, busy - own) / wall
+        return self._cores
+
+
+OTHERS = OtherPrograms()
+"""Asked from time to time by all walks of this process."""
+
+
+def worth_encoding_ahead(device: torch.device | str, *, others: OtherPrograms = OTHERS) -> bool:
+    """Say whether encoding ahead is faster just now: on a CPU with two to four crowded cores, all for the model to use.
 
     Not where fewer threads are wanted than there are cores (``--threads``; workers): it would take more of them. Not
     with another OpenMP, or one that was told how to wait: its threads might spin beside each other.
     """
     threads = torch.get_num_threads()
-    if torch.device(device).type != "cpu" or not max(2, _cores()) <= threads <= MOST_THREADS:
+    if torch.device(device).type != "cpu" or not max(2, len(_cores())) <= threads <= MOST_THREADS:
         return False
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active" or "GOMP_SPINCOUNT" in os.environ:
         return False
     runtimes = {library["prefix"] for library in threadpool_info() if library["user_api"] == "openmp"}
-    return runtimes == {"libgomp"}
+    return runtimes == {"libgomp"} and others.cores() > CROWDED
 
 
 class EncodedAhead:
@@ -110,10 +157,3 @@ class EncodedAhead:
         # OpenMP counts by thread: this one gets as many as the one that walks has.
         with threadpool_limits(self._threads, user_api="openmp"):
             return self._encode(frame), (begun, there)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -6,6 +6,7 @@ That results are the same to the last bit is shown in ``test_equality.py`` and `
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from sam_walks import HEIGHT, WIDTH, RepeatedFrames, blob, encoding_once, logits
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from etsam_zarr import encode_ahead
-from etsam_zarr.encode_ahead import MOST_THREADS, EncodedAhead, Features, worth_encoding_ahead
+from etsam_zarr.encode_ahead import MOST_THREADS, EncodedAhead, Features, OtherPrograms, worth_encoding_ahead
 from etsam_zarr.geometry import Span
 from etsam_zarr.sam import Propagation
 
@@ -129,10 +130,39 @@ def test_the_thread_computes_with_as_many_threads_as_the_caller(threads: int) ->
     assert seen == [(threads, threads)] * 2
 
 
+class _Others(OtherPrograms):
+    """Other programs that take so many cores."""
+
+    def __init__(self, cores: float) -> None:
+        self._found = cores
+
+    def cores(self) -> float:
+        return self._found
+
+
+def test_what_other_programs_take_is_what_the_process_did_not_take_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = iter([(0.0, 100.0, 7.0), (10.0, 118.0, 16.0), (10.1, 118.2, 16.0), (20.0, 128.0, 26.0)])
+    monkeypatch.setattr(encode_ahead, "_clocks", lambda: next(clocks))
+    others = OtherPrograms()
+    assert others.cores() == pytest.approx(0.9)
+    assert others.cores() == pytest.approx(0.9), "asked again too soon to tell"
+    assert others.cores() == 0
+
+
+def test_the_clocks_go_forward_and_this_process_is_part_of_what_is_busy() -> None:
+    before = encode_ahead._clocks()
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+    wall, busy, own = (after - earlier for after, earlier in zip(encode_ahead._clocks(), before, strict=True))
+    assert own >= 0.3
+    assert own - 0.1 <= busy <= wall * len(encode_ahead._cores()) + 0.1
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Two cores, PyTorch's two threads, GNU's OpenMP, and nothing said about waiting."""
-    monkeypatch.setattr(encode_ahead, "_cores", lambda: 2)
+    monkeypatch.setattr(encode_ahead, "_cores", lambda: [0, 1])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(encode_ahead, "threadpool_info", lambda: [{"user_api": "openmp", "prefix": "libgomp"}])
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
@@ -141,9 +171,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.usefixtures("machine")
-def test_on_a_small_cpu_it_is_worth_it_and_on_a_gpu_it_is_not() -> None:
-    assert worth_encoding_ahead("cpu")
-    assert not worth_encoding_ahead("cuda:0")
+def test_beside_another_program_it_is_worth_it_and_on_quiet_cores_or_a_gpu_it_is_not() -> None:
+    assert worth_encoding_ahead("cpu", others=_Others(1.0))
+    assert not worth_encoding_ahead("cpu", others=_Others(0.1))
+    assert not worth_encoding_ahead("cuda:0", others=_Others(1.0))
 
 
 @pytest.mark.parametrize(
@@ -155,21 +186,21 @@ def test_no_more_cores_are_taken_than_threads_were_asked_for(
     threads: int, cores: int, worth: bool, machine: pytest.MonkeyPatch
 ) -> None:
     machine.setattr(torch, "get_num_threads", lambda: threads)
-    machine.setattr(encode_ahead, "_cores", lambda: cores)
-    assert worth_encoding_ahead("cpu") is worth
+    machine.setattr(encode_ahead, "_cores", lambda: list(range(cores)))
+    assert worth_encoding_ahead("cpu", others=_Others(1.0)) is worth
 
 
 @pytest.mark.parametrize("variable", [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "1000000")])
 def test_not_where_waiting_threads_were_told_to_spin(variable: tuple[str, str], machine: pytest.MonkeyPatch) -> None:
     machine.setenv(*variable)
-    assert not worth_encoding_ahead("cpu")
+    assert not worth_encoding_ahead("cpu", others=_Others(1.0))
 
 
 @pytest.mark.parametrize("prefixes", [[], ["libomp"], ["libgomp", "libiomp"]])
 def test_not_with_another_openmp(prefixes: list[str], machine: pytest.MonkeyPatch) -> None:
     libraries = [{"user_api": "openmp", "prefix": prefix} for prefix in prefixes]
     machine.setattr(encode_ahead, "threadpool_info", lambda: libraries)
-    assert not worth_encoding_ahead("cpu")
+    assert not worth_encoding_ahead("cpu", others=_Others(1.0))
 
 
 @pytest.fixture(scope="module")

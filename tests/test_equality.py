@@ -139,7 +139,7 @@ def test_encoding_ahead_equals_etsam(
     settings = resolve_settings(profile, grid_interval=INTERVAL)
     expected = in_memory(predictors, voxels, settings, autocast=precision == "bfloat16")
     summary = stream(volume_path, tmp_path / "run.etsam.zarr", spec, settings, precision=precision)
-    assert encoding_ahead == [2, 2], "in each stage one walk encoded ahead, with as many threads as the reference"
+    assert encoding_ahead == [2] * 4, "each slab of both stages, with as many threads as the reference"
     for stage, (got, wanted) in enumerate(zip(streamed_logits(summary), expected, strict=True), start=1):
         assert_crosses(wanted, settings.logit_threshold)
         np.testing.assert_array_equal(got, wanted, err_msg=f"stage {stage}")

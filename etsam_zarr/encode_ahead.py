@@ -13,6 +13,7 @@ with fewer, some (1 x 1 convolutions among them) add in another order.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 MOST_THREADS = 4
 """With more nothing was measured; the time in which threads wake each other up may outweigh the gain."""
@@ -67,6 +68,18 @@ def _clocks() -> tuple[float, float, float]:
     return time.perf_counter(), busy, time.process_time()
 
 
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Find the libraries with threads of their own; kept, since that takes a hundredth of a second."""
+    return ThreadpoolController()
+
+
+def _compute_with(threads: int) -> None:
+    """Let PyTorch compute with so many threads where this thread calls it: OpenMP's number is one per thread."""
+    torch.get_num_threads()  # on its first use in a thread PyTorch sets the number itself
+    _libraries().limit(limits=threads, user_api="openmp")
+
+
 class OtherPrograms:
     """How much of this process's cores other programs take."""
 
@@ -98,7 +111,7 @@ def worth_encoding_ahead(device: torch.device | str, *, others: OtherPrograms = 
         return False
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active" or "GOMP_SPINCOUNT" in os.environ:
         return False
-    runtimes = {library["prefix"] for library in threadpool_info() if library["user_api"] == "openmp"}
+    runtimes = {library["prefix"] for library in _libraries().info() if library["user_api"] == "openmp"}
     return runtimes == {"libgomp"} and others.cores() > CROWDED
 
 
@@ -118,9 +131,9 @@ class EncodedAhead:
 
     def __init__(self, encode: Callable[[torch.Tensor], Features], frames: Frames, order: Iterable[int]) -> None:
         self._encode, self._frames, self._order = encode, frames, iter(order)
-        self._threads = torch.get_num_threads()
+        threads = torch.get_num_threads()
         self._next: tuple[int, Future[tuple[Features, Sequence[float]]]] | None = None
-        self._thread = ThreadPoolExecutor(1, "encode-slices", initializer=torch.get_num_threads)
+        self._thread = ThreadPoolExecutor(1, "encode-slices", initializer=_compute_with, initargs=(threads,))
         self.seconds_waited = 0.0
         """Time that the taker spent waiting for a slice that was not there to be encoded."""
 
@@ -154,6 +167,4 @@ class EncodedAhead:
         begun = time.perf_counter()
         frame = self._frames[z]
         there = time.perf_counter()
-        # OpenMP counts by thread: this one gets as many as the one that walks has.
-        with threadpool_limits(self._threads, user_api="openmp"):
-            return self._encode(frame), (begun, there)
+        return self._encode(frame), (begun, there)

@@ -42,13 +42,15 @@ def real_data() -> Path:
 @pytest.fixture
 def encoding_ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lets runs in this process encode ahead, whatever the machine; lists how many threads each such walk used."""
+    import torch
+
     from etsam_zarr import desk, sam
 
     used = []
 
     class Noted(sam.EncodedAhead):
         def __enter__(self) -> Noted:
-            used.append(self._threads)
+            used.append(self._thread.submit(torch.get_num_threads).result())
             super().__enter__()
             return self
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,12 +160,17 @@ def test_the_clocks_go_forward_and_this_process_is_part_of_what_is_busy() -> Non
     assert own - 0.1 <= busy <= wall * len(encode_ahead._cores()) + 0.1
 
 
+def _with_libraries(monkeypatch: pytest.MonkeyPatch, *prefixes: str) -> None:
+    libraries = [{"user_api": "openmp", "prefix": prefix} for prefix in prefixes]
+    monkeypatch.setattr(encode_ahead, "_libraries", lambda: SimpleNamespace(info=lambda: libraries))
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Two cores, PyTorch's two threads, GNU's OpenMP, and nothing said about waiting."""
     monkeypatch.setattr(encode_ahead, "_cores", lambda: [0, 1])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(encode_ahead, "threadpool_info", lambda: [{"user_api": "openmp", "prefix": "libgomp"}])
+    _with_libraries(monkeypatch, "libgomp")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     return monkeypatch
@@ -198,8 +204,7 @@ def test_not_where_waiting_threads_were_told_to_spin(variable: tuple[str, str], 
 
 @pytest.mark.parametrize("prefixes", [[], ["libomp"], ["libgomp", "libiomp"]])
 def test_not_with_another_openmp(prefixes: list[str], machine: pytest.MonkeyPatch) -> None:
-    libraries = [{"user_api": "openmp", "prefix": prefix} for prefix in prefixes]
-    machine.setattr(encode_ahead, "threadpool_info", lambda: libraries)
+    _with_libraries(machine, *prefixes)
     assert not worth_encoding_ahead("cpu", others=_Others(1.0))
 
 

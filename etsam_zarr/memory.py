@@ -35,9 +35,9 @@ _MODEL_PER_PIXEL_AND_CHANNEL = 6.3
 _AHEAD_FIXED = 20 * MIB
 _AHEAD_PER_PIXEL = 200.0
 _BFLOAT16_SHARE = 0.8  # of the activations, which autocast keeps partly in float32
-# Tile after tile has threads of its own, and glibc keeps freed memory for each: measured with 4 and 9 tiles; with
-# MALLOC_ARENA_MAX=1 it is nothing.
-_LEFT_BY_THREADS = 120 * MIB
+# Of what one pass frees, the next one finds this share in pieces too small for it: measured with slices of 2048 x 2048,
+# where it matters; of small slices nothing is left to speak of.
+_LEFT_IN_PIECES = 0.5
 _PASSING = 100 * MIB  # compression buffers, percentiles, blocks of the pyramid
 
 
@@ -99,8 +99,9 @@ def project(
         + len(plan.tiles) * min(layer_depth, LOGIT_CHUNK_DEPTH) * native * 4
         + weights
     )
-    left = _LEFT_BY_THREADS if len(plan.tiles) > 1 else 0
-    host = _IMPORTED + _PASSING + left + max(measure, walk, mask)
+    largest = max(measure, walk, mask)
+    left = int(_LEFT_IN_PIECES * (measure + walk + mask - largest))
+    host = _IMPORTED + _PASSING + largest + left
 
     factor = overview_factor(info.shape)
     voxels = depth * plane

@@ -18,6 +18,7 @@ refused. Peaks are the kernel's own (VmHWM): of children as of a fifth of a seco
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -146,15 +147,16 @@ def measure(step: Step, folder: Path) -> dict[str, Any]:
         told, complained = out.read(), err.read()
     if process.returncode:
         raise click.ClickException(f"{step.name} ended with {process.returncode}:\n{complained[-2000:]}")
-    peaks.pop(process.pid, None)
+    seen = peaks.pop(process.pid, 0)
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "step": step.name,
         "command": shlex.join(["python benchmarks/large.py" if own else "etsam-zarr", *step.arguments]).replace(
             "'", ""
         ),
         "seconds": seconds,
-        # This process is small, so that nothing of it is counted here.
-        "peak_bytes": usage.ru_maxrss * 1024,
+        # The kernel's figure begins with the peak of the process that starts another: up to that it says nothing.
+        "peak_bytes": usage.ru_maxrss * 1024 if usage.ru_maxrss > inherited else seen,
         "children_peak_bytes": sorted(peaks.values(), reverse=True),
         "load_average": [load, os.getloadavg()[0]],
         "told": told.splitlines(),

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from etsam_zarr.encode_ahead import worth_encoding_ahead
+from etsam_zarr.encode_ahead import takes_all_cores, worth_encoding_ahead
 from etsam_zarr.events import Advanced, OnEvent
 from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Span, cut
 from etsam_zarr.jobs import BlockJob
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.predictors import Predictors
+from etsam_zarr.remote_address import is_remote
 from etsam_zarr.runstore import RunStore, StageArrays
 from etsam_zarr.sam import Propagation, SliceOutput, Tensors
 from etsam_zarr.slabs import BackwardPredictions, Slab, SlabWriter
@@ -32,6 +33,8 @@ class Desk:
     frames: StreamedFrames
     walk: Propagation
     on_event: OnEvent
+    beside: bool
+    """Whether slices are prepared beside the model, in a thread of their own."""
 
     @property
     def name(self) -> str:
@@ -77,7 +80,9 @@ def opened_desk(job: BlockJob, on_event: OnEvent, volume: Volume | None, predict
         frames = StreamedFrames(inputs.read_planes, depth=store.shape[0], image_size=run.plan.image_size, slab=job.slab)
         predictor = predictors.get(run.model, block.stage, job.device)
         walk = Propagation(predictor, frames, height=inputs.height, width=inputs.width, precision=run.precision)
-        yield Desk(job, store, ledger, inputs, frames, walk, on_event)
+        # Where the model takes all cores, only what is waited for can be done beside it.
+        beside = is_remote(volume.info.uri) or not takes_all_cores(job.device)
+        yield Desk(job, store, ledger, inputs, frames, walk, on_event, beside)
 
 
 def walked_slabs(
@@ -105,7 +110,7 @@ def walked_slabs(
     stop = end if stop is None else stop
     beyond = Span(stop, max(stop, predictions.stop) if stop == end else stop)
     counted = walk.seconds
-    with frames.ahead(Span(start - lead, beyond.stop), skipping=frozenset(desk.inputs.prompts)):
+    with frames.in_order(Span(start - lead, beyond.stop), skipping=frozenset(desk.inputs.prompts), beside=desk.beside):
         if lead:
             walk.walk(Span(start - lead, start), _ignore)
         for span in cut(Span(start, stop), slab):

@@ -100,14 +100,18 @@ OTHERS = OtherPrograms()
 """Asked from time to time by all walks of this process."""
 
 
+def takes_all_cores(device: torch.device | str) -> bool:
+    """Say whether a model on this device leaves no core of this process's idle."""
+    return torch.device(device).type == "cpu" and torch.get_num_threads() >= len(_cores())
+
+
 def worth_encoding_ahead(device: torch.device | str, *, others: OtherPrograms = OTHERS) -> bool:
     """Say whether encoding ahead is faster just now: on a CPU with two to four crowded cores, all for the model to use.
 
     Not where fewer threads are wanted than there are cores (``--threads``; workers): it would take more of them. Not
     with another OpenMP, or one that was told how to wait: its threads might spin beside each other.
     """
-    threads = torch.get_num_threads()
-    if torch.device(device).type != "cpu" or not max(2, len(_cores())) <= threads <= MOST_THREADS:
+    if not takes_all_cores(device) or not 2 <= torch.get_num_threads() <= MOST_THREADS:
         return False
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active" or "GOMP_SPINCOUNT" in os.environ:
         return False

@@ -1,4 +1,4 @@
-"""Slices as the image encoder wants them, prepared ahead of the model by a thread of their own."""
+"""Slices as the image encoder wants them, prepared ahead of the model by a thread of their own, or when asked for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StreamedFrames:
         self._depth = depth
         self._image_size = image_size
         self._slab = slab
-        self._prepared: queue.Queue[tuple[int, torch.Tensor] | BaseException] | None = None
+        self._prepared: Iterator[tuple[int, torch.Tensor]] | None = None
         self._skipping: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
@@ -67,21 +67,40 @@ class StreamedFrames:
         if self._prepared is None or z in self._skipping:
             (plane,) = self._read_planes(Span(z, z + 1))
             return to_frame(plane, self._image_size)
-        item = self._prepared.get()
-        if isinstance(item, BaseException):
-            raise item
-        prepared, frame = item
-        if prepared != z:
+        prepared, frame = next(self._prepared, (None, None))
+        if prepared != z or frame is None:
             raise RuntimeError(f"slice {z} was asked for where {prepared} comes next")
         return frame
 
     @contextlib.contextmanager
-    def ahead(self, order: Span, *, skipping: frozenset[int] = frozenset()) -> Iterator[None]:
-        """Within this context the slices of ``order`` but those of ``skipping`` are taken in order, each once."""
-        prepared: queue.Queue[tuple[int, torch.Tensor] | BaseException] = queue.Queue(maxsize=FRAMES_AHEAD)
+    def in_order(self, order: Span, *, skipping: frozenset[int] = frozenset(), beside: bool = True) -> Iterator[None]:
+        """Within this context the slices of ``order`` but those of ``skipping`` are taken in order, each once.
+
+        Parameters
+        ----------
+        beside
+            Whether a thread prepares them ahead. Otherwise each is prepared when it is asked for: better where that
+            takes a core from the model, and reading is no waiting.
+        """
+        with self._beside(order, skipping) if beside else contextlib.nullcontext(self._made(order, skipping)) as frames:
+            self._prepared, self._skipping = frames, skipping
+            try:
+                yield
+            finally:
+                self._prepared, self._skipping = None, frozenset()
+
+    def _made(self, order: Span, skipping: frozenset[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        for span in cut(order, self._slab):
+            for z, plane in zip(range(span.start, span.stop), self._read_planes(span), strict=True):
+                if z not in skipping:
+                    yield z, to_frame(plane, self._image_size)
+
+    @contextlib.contextmanager
+    def _beside(self, order: Span, skipping: frozenset[int]) -> Iterator[Iterator[tuple[int, torch.Tensor]]]:
+        prepared: queue.Queue[tuple[int, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=FRAMES_AHEAD)
         stop = threading.Event()
 
-        def put(item: tuple[int, torch.Tensor] | BaseException) -> bool:
+        def put(item: tuple[int, torch.Tensor] | BaseException | None) -> bool:
             while not stop.is_set():
                 with contextlib.suppress(queue.Full):
                     prepared.put(item, timeout=0.1)
@@ -91,20 +110,22 @@ class StreamedFrames:
         def prepare() -> None:
             try:
                 with _one_thread():
-                    for span in cut(order, self._slab):
-                        for z, plane in zip(range(span.start, span.stop), self._read_planes(span), strict=True):
-                            if z not in skipping and not put((z, to_frame(plane, self._image_size))):
-                                return
+                    if all(map(put, self._made(order, skipping))):
+                        put(None)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the taker of the frame must see it
                 put(error)
 
+        def taken() -> Iterator[tuple[int, torch.Tensor]]:
+            while (item := prepared.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+
         thread = threading.Thread(target=prepare, name="prepare-slices", daemon=True)
         thread.start()
-        self._prepared, self._skipping = prepared, skipping
         try:
-            yield
+            yield taken()
         finally:
-            self._prepared, self._skipping = None, frozenset()
             stop.set()
             thread.join()
 

@@ -1,4 +1,4 @@
-"""Slices prepared ahead by a thread: order, errors, and that the thread ends."""
+"""Slices prepared ahead by a thread, or when asked for: order, errors, and that the thread ends."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ def test_a_frame_is_what_etsam_makes_of_a_slice() -> None:
     assert len(_frames(_Reader())) == DEPTH
 
 
+@pytest.mark.parametrize("beside", [True, False])
 @pytest.mark.parametrize("slab", [1, 7, 100])
-def test_frames_come_in_order_each_read_once(slab: int) -> None:
+def test_frames_come_in_order_each_read_once(slab: int, beside: bool) -> None:
     reader = _Reader()
     frames = _frames(reader, slab)
-    with frames.ahead(Span(5, DEPTH)):
+    with frames.in_order(Span(5, DEPTH), beside=beside):
         for z in range(5, DEPTH):
             assert torch.equal(frames[z], to_frame(VOLUME[z], SIZE))
     assert reader.delivered == list(range(5, DEPTH))
@@ -61,10 +62,11 @@ def test_frames_come_in_order_each_read_once(slab: int) -> None:
     assert _no_thread_is_left()
 
 
-def test_skipped_slices_are_not_prepared_and_can_still_be_asked_for() -> None:
+@pytest.mark.parametrize("beside", [True, False])
+def test_skipped_slices_are_not_prepared_and_can_still_be_asked_for(beside: bool) -> None:
     reader = _Reader()
     frames = _frames(reader)
-    with frames.ahead(Span(0, 8), skipping=frozenset({0, 5})):
+    with frames.in_order(Span(0, 8), skipping=frozenset({0, 5}), beside=beside):
         for z in (1, 2, 3, 4, 5, 6, 7):
             assert torch.equal(frames[z], to_frame(VOLUME[z], SIZE))
     assert Span(5, 6) in reader.spans, "a skipped slice is read when it is asked for"
@@ -76,10 +78,14 @@ def test_outside_of_the_context_any_frame_is_made_when_asked_for() -> None:
         assert torch.equal(frames[z], to_frame(VOLUME[z], SIZE))
 
 
-def test_an_error_of_the_reader_reaches_the_taker_in_its_place() -> None:
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_error_of_the_reader_reaches_the_taker_in_its_place(beside: bool) -> None:
     frames = _frames(_Reader(broken=9))
     taken = []
-    with pytest.raises(OSError, match="slice 9 cannot be read"), frames.ahead(Span(0, DEPTH)):  # noqa: PT012
+    with (  # noqa: PT012
+        pytest.raises(OSError, match="slice 9 cannot be read"),
+        frames.in_order(Span(0, DEPTH), beside=beside),
+    ):
         for z in range(DEPTH):
             assert frames[z].shape == (3, SIZE, SIZE)
             taken.append(z)
@@ -90,7 +96,7 @@ def test_an_error_of_the_reader_reaches_the_taker_in_its_place() -> None:
 def test_the_thread_ends_when_the_taker_stops_early_and_never_runs_far_ahead() -> None:
     reader = _Reader()
     frames = _frames(reader, slab=1)
-    with pytest.raises(KeyboardInterrupt), frames.ahead(Span(0, DEPTH)):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), frames.in_order(Span(0, DEPTH)):  # noqa: PT012
         assert frames[0] is not None
         raise KeyboardInterrupt
     assert _no_thread_is_left()
@@ -99,8 +105,32 @@ def test_the_thread_ends_when_the_taker_stops_early_and_never_runs_far_ahead() -
     assert torch.equal(frames[20], to_frame(VOLUME[20], SIZE))
 
 
-def test_a_slice_out_of_order_is_a_mistake_that_is_noticed() -> None:
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_slice_out_of_order_is_a_mistake_that_is_noticed(beside: bool) -> None:
     frames = _frames(_Reader())
-    with pytest.raises(RuntimeError, match="slice 3 was asked for where 0 comes next"), frames.ahead(Span(0, DEPTH)):
+    with (
+        pytest.raises(RuntimeError, match="slice 3 was asked for where 0 comes next"),
+        frames.in_order(Span(0, DEPTH), beside=beside),
+    ):
         frames[3]
     assert _no_thread_is_left()
+
+
+def test_without_a_thread_nothing_is_prepared_before_it_is_asked_for() -> None:
+    reader = _Reader()
+    frames = _frames(reader)
+    with frames.in_order(Span(0, 9), beside=False):
+        assert reader.delivered == []
+        assert _no_thread_is_left()
+        for z in range(3):
+            assert frames[z] is not None
+        assert reader.delivered == [0, 1, 2]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_no_more_slices_than_there_are_can_be_taken(beside: bool) -> None:
+    frames = _frames(_Reader())
+    with frames.in_order(Span(0, 1), beside=beside):
+        assert frames[0] is not None
+        with pytest.raises(RuntimeError, match="slice 1 was asked for where None comes next"):
+            frames[1]

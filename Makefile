@@ -10,7 +10,7 @@ CONSTRAINTS := $(CURDIR)/constraints-cpu.txt
 INSTALL_ENV := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) SAM2_BUILD_CUDA=0
 endif
 
-.PHONY: install demo test test-all lint clean
+.PHONY: install demo test test-all bundled-model lint clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,17 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m ""
+
+# Trains the bundled model again, from nothing: some six hours on two cores. What is there already is gone on with.
+TRAINING ?= demo-training
+TRAIN = OMP_NUM_THREADS=1 $(BIN)/etsam-zarr train --half --resume
+bundled-model: install
+	$(TRAIN) --recipe benchmarks/recipes/demo-256.yaml -o $(TRAINING)/first
+	for stage in 1 2; do \
+		$(TRAIN) --recipe benchmarks/recipes/demo-256-second.yaml --stage $$stage --devices 2 \
+			--init $(TRAINING)/first/stage$$stage-half.pt -o $(TRAINING)/second || exit; \
+	done
+	@echo "To put it into the package: $(BIN)/python benchmarks/install_bundled.py $(TRAINING)/second/stage1.pt $(TRAINING)/second/stage2.pt"
 
 lint: install
 	$(BIN)/ruff check .

@@ -40,19 +40,29 @@ class Clip:
         Slice indices that the model is told, the prompted ones first.
     prompts
         Prompt masks of the first slices, bool, (number of prompted slices, B, 1, S, S).
+    lead
+        How many slices after the prompted ones are walked without being learned from.
     """
 
     def __init__(
-        self, images: torch.Tensor, masks: torch.Tensor, slices: tuple[int, ...], prompts: torch.Tensor
+        self,
+        images: torch.Tensor,
+        masks: torch.Tensor,
+        slices: tuple[int, ...],
+        prompts: torch.Tensor,
+        *,
+        lead: int = 0,
     ) -> None:
         self.images = images
         self.masks = masks
         self.slices = slices
         self.prompts = prompts
+        self.lead = lead
 
     def to(self, device: torch.device) -> Clip:
         """Return the clip on another device."""
-        return Clip(self.images.to(device), self.masks.to(device), self.slices, self.prompts.to(device))
+        images, masks, prompts = (part.to(device) for part in (self.images, self.masks, self.prompts))
+        return Clip(images, masks, self.slices, prompts, lead=self.lead)
 
 
 class ClipSampler:
@@ -84,13 +94,13 @@ class ClipSampler:
         if self._settings.recipe == "etsam":
             count = min(self._settings.clip_slices, depth)
             first = int(rng.integers(0, depth - count + 1))
-            order = _Order((), tuple(range(first, first + count)), empty=True, shift=-first)
+            order = _Order((), (), tuple(range(first, first + count)), empty=True, shift=-first)
         else:
             order = self._inference_order(depth, rng)
         parts = [self._one(volume, order, depth, rng) for volume in chosen]
         images, masks, prompts = (torch.stack([part[i] for part in parts], dim=1) for i in range(3))
-        told = (*order.prompted, *(z + order.shift for z in order.tracked))
-        return Clip(images, masks, told, prompts)
+        told = (*order.prompted, *(z + order.shift for z in (*order.lead, *order.tracked)))
+        return Clip(images, masks, told, prompts, lead=len(order.lead))
 
     def _inference_order(self, depth: int, rng: np.random.Generator) -> _Order:
         """Choose prompted slices as a run does, and consecutive slices somewhere after the first of them."""
@@ -103,9 +113,10 @@ class ClipSampler:
         if len(prompted) > 3:  # the nearest ones stand for all
             near = sorted(prompted[1:], key=lambda z: abs(z - first - count / 2))[:2]
             prompted = (0, *sorted(near))
+        lead = tuple(z for z in range(max(1, first - settings.lead_slices), first) if z not in prompted)
         tracked = tuple(z for z in range(first, first + count) if z not in prompted)
         far = len(prompted) == 1 and rng.random() < settings.far_prompts
-        return _Order(prompted, tracked, empty=empty, shift=int(rng.integers(0, _FARTHEST)) if far else 0)
+        return _Order(prompted, lead, tracked, empty=empty, shift=int(rng.integers(0, _FARTHEST)) if far else 0)
 
     def _one(
         self, volume: TrainingVolume, order: _Order, depth: int, rng: np.random.Generator
@@ -119,7 +130,7 @@ class ClipSampler:
             return start + (depth - 1 - z if reverse else z)
 
         warp = _Warp.draw(augmentation, volume.shape[1:], self._image_size, rng)
-        wanted = [place(z) for z in (*order.prompted, *order.tracked)]
+        wanted = [place(z) for z in (*order.prompted, *order.lead, *order.tracked)]
         images, masks = [], []
         for image, mask in _read(volume, wanted):
             images.append(warp.image(image))
@@ -158,11 +169,13 @@ def clips_ahead(sampler: ClipSampler, keys: Sequence[tuple[int, ...]]) -> Iterat
 @dataclass(frozen=True)
 class _Order:
     prompted: tuple[int, ...]
+    lead: tuple[int, ...]
+    """Walked before the tracked ones, not learned from."""
     tracked: tuple[int, ...]
     empty: bool
     """Whether prompts are empty masks."""
     shift: int
-    """Added to the tracked slices' indices when the model is told them."""
+    """Added to the indices of all but the prompted slices when the model is told them."""
 
 
 def _read(volume: TrainingVolume, wanted: Sequence[int]) -> Iterator[tuple[Image, Mask]]:

@@ -33,6 +33,8 @@ except ModuleNotFoundError as error:  # pragma: no cover - depends on the instal
     ) from error
 
 Losses = dict[str, torch.Tensor]
+_Encoded = tuple[list[torch.Tensor], list[torch.Tensor], list[Any]]
+"""Features, their position encodings and sizes, by level, finest first: as sam2's track_step takes them."""
 
 # The gate "there is an object" is held open while training: closed, it puts -1024 in place of every mask
 # and no gradient passes. Its logits are trained on their own.
@@ -118,44 +120,61 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
         return losses
 
     def _inference_losses(self, clip: Clip, seed: int) -> Losses:
-        """Walk a clip as a run does: prompted slices first, then the others in order, each reading memory."""
+        """Walk a clip as a run does: prompted slices first, then the others in order, each reading memory.
+
+        Slices of the clip's lead give memories only: they are walked without gradients.
+        """
         settings = self.train_settings
-        count, videos = clip.images.shape[:2]
-        features = self.forward_image(clip.images.flatten(0, 1))
-        _, vision, positions, sizes = self._prepare_backbone_features(features)
-        if len(vision) > 1 and _chance(seed, settings.drop_skips):
-            vision = [level * 0 for level in vision[:-1]] + [vision[-1]]
-        truth_in_memory = _chance(seed + 1, settings.truth_in_memory)
         prompted = len(clip.prompts)
+        learned_from = prompted + clip.lead
+        drop_skips = _chance(seed, settings.drop_skips)
+        truth_in_memory = _chance(seed + 1, settings.truth_in_memory)
+        learning = self._encoded(torch.cat([clip.images[:prompted], clip.images[learned_from:]]), drop_skips=drop_skips)
+        with torch.no_grad():
+            lead = self._encoded(clip.images[prompted:learned_from], drop_skips=drop_skips) if clip.lead else []
+        encoded = [*learning[:prompted], *lead, *learning[prompted:]]
         memory: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         logits: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
         ious: list[torch.Tensor] = []
         with self._as_in_a_run():
-            for number in range(count):
-                part = slice(number * videos, (number + 1) * videos)
-                is_prompted = number < prompted
-                output = self.track_step(
-                    frame_idx=clip.slices[number],
-                    is_init_cond_frame=is_prompted,
-                    current_vision_feats=[level[:, part] for level in vision],
-                    current_vision_pos_embeds=[level[:, part] for level in positions],
-                    feat_sizes=sizes,
-                    point_inputs=None,
-                    mask_inputs=clip.prompts[number] if is_prompted else None,
-                    output_dict=memory,
-                    num_frames=_FAR,
-                )
-                if not is_prompted and truth_in_memory:
-                    self._remember_truth(output, [level[:, part] for level in vision], sizes, clip.masks[number])
+            for number in range(len(clip.images)):
+                is_prompted, learns = number < prompted, not prompted <= number < learned_from
+                vision, positions, sizes = encoded[number]
+                with contextlib.nullcontext() if learns else torch.no_grad():
+                    output = self.track_step(
+                        frame_idx=clip.slices[number],
+                        is_init_cond_frame=is_prompted,
+                        current_vision_feats=vision,
+                        current_vision_pos_embeds=positions,
+                        feat_sizes=sizes,
+                        point_inputs=None,
+                        mask_inputs=clip.prompts[number] if is_prompted else None,
+                        output_dict=memory,
+                        num_frames=_FAR,
+                    )
+                    if not is_prompted and truth_in_memory:
+                        self._remember_truth(output, vision, sizes, clip.masks[number])
                 kind = "cond_frame_outputs" if is_prompted else "non_cond_frame_outputs"
                 memory[kind][clip.slices[number]] = output
-                if not is_prompted:
+                if number >= learned_from:
                     logits.append(output["multistep_pred_multimasks_high_res"][0])
                     ious.append(output["multistep_pred_ious"][0])
                     scores.append(self._gate_logits)
-        truth = clip.masks[prompted:].flatten(0, 1)
+        truth = clip.masks[learned_from:].flatten(0, 1)
         return self._mask_losses(torch.cat(logits), torch.cat(ious), torch.cat(scores), truth)
+
+    def _encoded(self, images: torch.Tensor, *, drop_skips: bool) -> list[_Encoded]:
+        """Encode images of shape (T, B, 3, S, S) at once; return what each slice's step takes."""
+        count, videos = images.shape[:2]
+        _, vision, positions, sizes = self._prepare_backbone_features(self.forward_image(images.flatten(0, 1)))
+        if len(vision) > 1 and drop_skips:
+            vision = [level * 0 for level in vision[:-1]] + [vision[-1]]
+
+        def of(number: int, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [level[:, number * videos : (number + 1) * videos] for level in levels]
+
+        return [(of(number, vision), of(number, positions), sizes) for number in range(count)]
 
     def _remember_truth(
         self, output: dict[str, Any], vision: list[torch.Tensor], sizes: list[Any], truth: torch.Tensor

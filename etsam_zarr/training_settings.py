@@ -71,6 +71,9 @@ class TrainSettings:
     epochs: int = 10
     steps_per_epoch: int = 100
     clip_slices: int = 8
+    lead_slices: int = 0
+    """Slices of ``inference`` that are walked before each clip and not learned from, so that the clip's slices read
+    memories like those in the midst of a run: as many of them, and as far from the truth."""
     clips: int = 1
     """Clips in one forward pass of one device."""
     accumulate: int = 1
@@ -114,6 +117,7 @@ class TrainSettings:
         for name in ("epochs", "steps_per_epoch", "clips", "accumulate", "grid_interval"):
             _at_least(name, getattr(self, name), 1)
         _at_least("clip_slices", self.clip_slices, 2)
+        _at_least("lead_slices", self.lead_slices, 0)
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it takes a number above 0.")

@@ -21,7 +21,7 @@ from etsam_zarr.errors import DoesNotFitError, FingerprintError, ModelError, Out
 from etsam_zarr.events import Advanced, Event
 from etsam_zarr.sam import build_predictor
 from etsam_zarr.training import phantom_settings
-from etsam_zarr.training_clips import ClipSampler
+from etsam_zarr.training_clips import Clip, ClipSampler
 from etsam_zarr.training_loop import BEST, LAST, LOG, TrainJob, train
 from etsam_zarr.training_model import build_clip_model
 from etsam_zarr.training_settings import PhantomSet, load_recipe
@@ -71,6 +71,23 @@ def test_memory_is_trained(job: TrainJob) -> None:
     model(clip, seed=0)["total"].backward()
     for module in (model.memory_encoder, model.memory_attention, model.obj_ptr_proj):
         assert sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None) > 0
+
+
+def test_a_lead_is_remembered_and_not_learned_from(job: TrainJob) -> None:
+    model = build_clip_model(job.config, dataclasses.replace(job.settings, lead_slices=2)).eval()
+    sampler = ClipSampler(job.volumes, model.train_settings, stage=1, image_size=64)
+    clip = next(clip for clip in map(sampler.draw, range(20)) if clip.lead == 2)
+    clip.images.requires_grad_()
+    loss = model(clip, seed=0)["total"]
+    loss.backward()
+    assert clip.images.grad is not None
+    learns = clip.images.grad.abs().amax(dim=(1, 2, 3, 4)) > 0
+    assert learns.tolist() == [True, False, False, True, True, True]
+    other_lead = clip.images.detach().clone()
+    other_lead[1:3] = other_lead[1:3].flip(-1)
+    other = Clip(other_lead, clip.masks, clip.slices, clip.prompts, lead=2)
+    with torch.no_grad():
+        assert float(model(other, seed=0)["total"]) != pytest.approx(float(loss.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("weight_averaging", [0.0, 0.5])

@@ -49,6 +49,23 @@ def test_a_clip_depends_on_its_key_alone(volume: TrainingVolume) -> None:
     assert not torch.equal(a.images, c.images)
 
 
+def test_a_lead_comes_before_the_same_clip(volume: TrainingVolume) -> None:
+    without = ClipSampler([volume], tiny.settings(empty_prompts=0.0), stage=1, image_size=64)
+    led = ClipSampler([volume], tiny.settings(empty_prompts=0.0, lead_slices=2), stage=1, image_size=64)
+    leads = set()
+    for key in range(12):
+        plain, clip = without.draw(key), led.draw(key)
+        leads.add(clip.lead)
+        assert plain.lead == 0
+        assert clip.slices[0] == 0
+        assert clip.slices[1:] == tuple(range(plain.slices[1] - clip.lead, plain.slices[-1] + 1))
+        assert clip.slices[1] >= 1
+        kept = [0, *range(1 + clip.lead, len(clip.slices))]
+        assert torch.equal(clip.images[kept], plain.images)
+        assert torch.equal(clip.masks[kept], plain.masks)
+    assert leads == {0, 1, 2}, "a clip right after the prompted slice has no room for one"
+
+
 def test_truth_follows_the_augmented_image(volume: TrainingVolume) -> None:
     """Membranes are dark: wherever a clip is turned, its truth is darker than the rest."""
     augmentation = Augmentation(flip_y=True, reverse=True, degrees=180, shear=10, zoom=(0.9, 1.1))

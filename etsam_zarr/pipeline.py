@@ -27,7 +27,7 @@ from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.predictors import Predictors
 from etsam_zarr.remote import RemoteOptions
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import STAGES, RunStore, Stage
 from etsam_zarr.runtime import Runtime, SerialRuntime
 from etsam_zarr.scores import ScoreView, stage_scores
 from etsam_zarr.stages import Stages
@@ -75,7 +75,7 @@ def run(
     """Segment a volume, or finish segmenting it, in the run store at ``destination``.
 
     1. Open the store and compare fingerprints, or create it.
-    2. Measure the intensities over the whole volume, and keep a reduced copy of it.
+    2. Measure the intensities over the whole volume, and keep a reduced copy of it; beside that, build the model.
     3. Stage 1, slab by slab, with the bounds of its logits; then, or a slab behind, stage 2 on the fused input.
     4. Threshold stage 2's logits into the mask and its pyramid.
 
@@ -104,13 +104,14 @@ def run(
     begun = time.monotonic()
     runtime = runtime or SerialRuntime()
     store = _open_or_create(volume, destination, request, workers=runtime.workers)
-    with store.locked() as fence, ThreadPoolExecutor(1, "overview") as background:
+    with store.locked() as fence, ThreadPoolExecutor(2, "beside-measuring") as background:
         ledger = Ledger(store.path / "ledger")
         _take_over_voxel_size(volume, store, ledger, on_event)
+        built = background.submit(_built, predictors or Predictors(), request, ledger, runtime)
         limits, overview = _measure(volume, store, ledger, request, background, on_event)
         facts = run_facts(volume, store, request, limits)
         stages = Stages(
-            facts, store, ledger, fence, volume, str(request.device), runtime, on_event, predictors,
+            facts, store, ledger, fence, volume, str(request.device), runtime, on_event, built.result(),
             may_follow=request.follow,
         )  # fmt: skip
         model_seconds = stages.run()
@@ -232,13 +233,28 @@ def _angstrom(size: tuple[float, float, float] | None) -> str:
     return "unknown" if size is None else "{:g} x {:g} x {:g} A (z y x)".format(*size)
 
 
+def _built(predictors: Predictors, request: RunRequest, ledger: Ledger, runtime: Runtime) -> Predictors | None:
+    """Build the model and load the weights of what is missing, so that a checkpoint that does not fit is found early.
+
+    Returns
+    -------
+    Predictors or None
+        With the weights that are needed first; None where other processes have models of their own.
+    """
+    device = str(request.device) if runtime.in_process else "cpu"
+    for stage in reversed(STAGES):
+        if not ledger.finished(f"stage{stage}"):
+            predictors.get(request.model, stage, device)
+    return predictors if runtime.in_process else None
+
+
 def _measure(
     volume: Volume, store: RunStore, ledger: Ledger, request: RunRequest, background: Executor, on_event: OnEvent
 ) -> tuple[IntensityRange, Future[None]]:
     """Measure the intensities and fill the overview, unless the ledger knows them.
 
-    The overview is made in the ``background``, beside the stages, which do not need it; the future says when it is
-    stored and noted. A run that is killed before that makes this pass again.
+    The overview is made in the ``background``, in the end beside the stages, which do not need it; the future says when
+    it is stored and noted. A run that is killed before that makes this pass again.
     """
     known = ledger.finished("intensity")
     if known is not None:

@@ -43,7 +43,8 @@ def remember_sine_encoding(encoding: Any) -> None:  # noqa: ANN401 - sam2 has no
     """Keep a sine encoding from copying its table anew for every slice, which costs about 2 % of a small model's time.
 
     sam2 keeps the table by size and hands out copies, which nothing writes into; here it hands out the same copy again.
-    The very first result, laid out differently in memory, is left as it is, so that rounding cannot change.
+    sam2's very first result is laid out differently in memory, which might change rounding. In a whole walk only slice
+    0 is given that one; here nobody is, so that a walk that begins in the midst of a volume has what a whole one has.
     """
     compute = encoding._pe
     kept: dict[Any, torch.Tensor] = {}
@@ -53,9 +54,10 @@ def remember_sine_encoding(encoding: Any) -> None:  # noqa: ANN401 - sam2 has no
         inference = torch.is_inference_mode_enabled()
         if inference and key in kept:
             return kept[key]
-        copied = size in encoding.cache
+        if size not in encoding.cache:
+            compute(batch, device, *size)
         result: torch.Tensor = compute(batch, device, *size)
-        if inference and copied:
+        if inference:
             kept[key] = result
         return result
 

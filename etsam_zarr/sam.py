@@ -38,7 +38,7 @@ Predictor = Any
 """A ``SAM2VideoPredictor``; sam2 has no type information."""
 
 # sam2 takes its frames through two names of its module; they are replaced for the moment of a call only.
-_FEEDING = threading.Lock()
+_FEEDING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Propagation:
         self._ahead: EncodedAhead | None = None
         self.seconds = 0.0
         """Time spent in sam2 so far, without what it waited for frames."""
-        with self._computing(), _fed_by(self._frames, height, width):
+        with _fed_by(predictor, self._frames, height, width):
             self._state = predictor.init_state(video_path=None)
         self._slot = predictor._obj_id_to_idx(self._state, MEMBRANE)
 
@@ -347,22 +347,33 @@ def _unpacked(packed: Tensors, positions: list[torch.Tensor], device: torch.devi
 
 
 @contextlib.contextmanager
-def _replaced(**names: object) -> Iterator[None]:
-    """Replace names of sam2's module for the duration of one call."""
+def _replaced(owner: object, **names: object) -> Iterator[None]:
+    """Replace names of sam2's module, or methods of one predictor, for the duration of one call."""
     with _FEEDING:
-        before = {name: getattr(sam2_video, name) for name in names}
+        before = {name: vars(owner)[name] for name in names if name in vars(owner)}
         try:
             for name, value in names.items():
-                setattr(sam2_video, name, value)
+                setattr(owner, name, value)
             yield
         finally:
-            for name, value in before.items():
-                setattr(sam2_video, name, value)
+            for name in names:
+                if name in before:
+                    setattr(owner, name, before[name])
+                else:
+                    delattr(owner, name)
 
 
-def _fed_by(frames: Frames, height: int, width: int) -> contextlib.AbstractContextManager[None]:
-    """Let ``init_state`` take ``frames`` where it would load pictures from a folder."""
-    return _replaced(load_video_frames=lambda **_: (frames, height, width))
+@contextlib.contextmanager
+def _fed_by(predictor: Predictor, frames: Frames, height: int, width: int) -> Iterator[None]:
+    """Let ``init_state`` take ``frames`` where it would load pictures from a folder, and look at none of them yet.
+
+    It would encode the first one to warm up: a walk that goes on in the midst of a volume never needs it.
+    """
+    with (
+        _replaced(sam2_video, load_video_frames=lambda **_: (frames, height, width)),
+        _replaced(predictor, _get_image_feature=lambda *_, **__: None),
+    ):
+        yield
 
 
 def _quiet() -> contextlib.AbstractContextManager[None]:
@@ -371,4 +382,4 @@ def _quiet() -> contextlib.AbstractContextManager[None]:
     def no_bar(items: Iterable[Any], **_: object) -> Iterable[Any]:
         return items
 
-    return _replaced(tqdm=no_bar)
+    return _replaced(sam2_video, tqdm=no_bar)

@@ -26,6 +26,8 @@ class Stages:
 
     Parameters
     ----------
+    predictors
+        The models that jobs use in this process, where they are done in it.
     may_follow
         Whether stage 2 may follow stage 1 a slab behind, where plan and runtime let it.
     """
@@ -45,11 +47,9 @@ class Stages:
         """Run what is missing; return the seconds spent in the model."""
         if self.nothing_to_do:
             return 0.0
-        # A checkpoint that does not fit shall be found now, not when stage 1 is done.
-        predictors = self._predictors or Predictors()
-        predictors.get(self._facts.model, 2, self._device if self._runtime.in_process else "cpu")
-        work = partial(run_block, volume=self._volume, predictors=predictors) if self._runtime.in_process else run_block
-        del predictors
+        work: Work[BlockJob, JobResult] = run_block
+        if self._predictors is not None:
+            work = partial(run_block, volume=self._volume, predictors=self._predictors)
         seconds = 0.0
         if not self._ledger.finished("stage1"):
             seconds += self._run_both(work) if self._follows else self._run_stage(1, work)

@@ -33,16 +33,16 @@ from etsam_zarr.checkpoint import read_checkpoint
 from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Shape3, Span, cut
 from etsam_zarr.model_config import BUNDLED_MODEL, ModelConfig, read_model_config
-from etsam_zarr.phantom import PhantomSettings
-from etsam_zarr.phantom_store import write_phantom
+from etsam_zarr.phantom.store import write_phantom
+from etsam_zarr.phantom.volume import PhantomSettings
 from etsam_zarr.pipeline import final_scores
 from etsam_zarr.prompts import fixed_prompt, prompted_slices
 from etsam_zarr.runstore import RunStore, Stage
 from etsam_zarr.sam import Propagation, SliceOutput, build_predictor
 from etsam_zarr.sources import open_volume
-from etsam_zarr.training_pairs import Pair, TrainingVolume
-from etsam_zarr.training_predict import compute_stage1
-from etsam_zarr.training_settings import RECIPES
+from etsam_zarr.training.pairs import Pair, TrainingVolume
+from etsam_zarr.training.predict import compute_stage1
+from etsam_zarr.training.settings import RECIPES
 
 FIRST_SEED = 900_000
 SNRS = (0.5, 0.2, 0.1)

@@ -23,7 +23,7 @@ def main(stage1: Path, stage2: Path) -> None:
     """Install the checkpoints STAGE1 and STAGE2."""
     from etsam_zarr.checkpoint import read_checkpoint
     from etsam_zarr.sam import build_predictor
-    from etsam_zarr.training import half_precision
+    from etsam_zarr.training.stages import half_precision
 
     config = read_model_config(BUNDLED_MODEL)
     for trained, place in zip((stage1, stage2), bundled_paths(), strict=True):

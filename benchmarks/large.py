@@ -55,9 +55,9 @@ def make_volume(folder: Path, shape: Shape) -> None:
     import numpy as np
     import zarr
 
-    from etsam_zarr.mrc_write import MrcPlan, write_mrc
-    from etsam_zarr.phantom import PhantomSettings
-    from etsam_zarr.phantom_store import write_phantom
+    from etsam_zarr.mrc.write import MrcPlan, write_mrc
+    from etsam_zarr.phantom.store import write_phantom
+    from etsam_zarr.phantom.volume import PhantomSettings
 
     depth, height, width = (-(-n // MAGNIFIED) for n in shape)
     small = folder / "small.zarr"

@@ -28,7 +28,7 @@ def make_volume(path: Path, depth: int, size: int) -> None:
     """Write noise slab by slab, so that making it does not count."""
     import numpy as np
 
-    from etsam_zarr.mrc_write import MrcPlan, write_mrc
+    from etsam_zarr.mrc.write import MrcPlan, write_mrc
 
     generator = np.random.default_rng(0)
     slabs = (generator.normal(size=(1, size, size)).astype(np.float32) for _ in range(depth))

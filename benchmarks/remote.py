@@ -45,7 +45,7 @@ def measure(source: str, folder: Path, model_name: str) -> dict[str, Any]:
     from etsam_zarr.modelspec import choose_model
     from etsam_zarr.pipeline import RunRequest, run
     from etsam_zarr.plan import plan_run
-    from etsam_zarr.remote import keep_chunks, supply_of
+    from etsam_zarr.remote.volumes import keep_chunks, supply_of
     from etsam_zarr.sources import open_volume
 
     model = choose_model(model_name)
@@ -70,7 +70,7 @@ def measure(source: str, folder: Path, model_name: str) -> dict[str, Any]:
 def read_through(source: str, folder: Path) -> dict[str, Any]:
     """Read a wide store slab by slab, twice, as the intensity pass and a stage do."""
     from etsam_zarr.geometry import Span, cut
-    from etsam_zarr.remote import keep_chunks, supply_of
+    from etsam_zarr.remote.volumes import keep_chunks, supply_of
     from etsam_zarr.sources import open_volume
 
     begun = time.perf_counter()

@@ -32,8 +32,8 @@ from etsam_zarr.geometry import Span
 from etsam_zarr.intensity import IntensityRange
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.modelspec import ModelSpec, choose_model
-from etsam_zarr.phantom import PhantomSettings
-from etsam_zarr.phantom_store import write_phantom
+from etsam_zarr.phantom.store import write_phantom
+from etsam_zarr.phantom.volume import PhantomSettings
 from etsam_zarr.pipeline import RunRequest, final_scores, run
 from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windows, plan_run
 from etsam_zarr.repair import REPAIR_SLAB, agrees

@@ -24,8 +24,8 @@ from etsam_zarr.config import resolve_settings
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import BUNDLED_MODEL
 from etsam_zarr.modelspec import choose_model
-from etsam_zarr.phantom import PhantomSettings
-from etsam_zarr.phantom_store import write_phantom
+from etsam_zarr.phantom.store import write_phantom
+from etsam_zarr.phantom.volume import PhantomSettings
 from etsam_zarr.pipeline import RunRequest, final_scores, run
 from etsam_zarr.plan import plan_run
 from etsam_zarr.runstore import RunStore

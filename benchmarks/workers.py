@@ -41,8 +41,8 @@ def run_once(
     from etsam_zarr.device import choose_precision
     from etsam_zarr.ledger import REDONE, Ledger
     from etsam_zarr.modelspec import choose_model
-    from etsam_zarr.phantom import PhantomSettings
-    from etsam_zarr.phantom_store import write_phantom
+    from etsam_zarr.phantom.store import write_phantom
+    from etsam_zarr.phantom.volume import PhantomSettings
     from etsam_zarr.pipeline import RunRequest, RunSummary, run
     from etsam_zarr.plan import Seams, cut_windows, plan_run
     from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH

@@ -15,7 +15,7 @@ from etsam_zarr.events import Notice, OnEvent
 
 if TYPE_CHECKING:
     from etsam_zarr.evaluate import Evaluation, EvaluationSettings
-    from etsam_zarr.portal_table import TruthWish
+    from etsam_zarr.portal.table import TruthWish
     from etsam_zarr.results import Source
     from etsam_zarr.volume import Volume
 
@@ -38,7 +38,7 @@ class Comparison:
         """Compare one pair; ``row`` is its line of the manifest, or empty."""
         from etsam_zarr.evaluate import evaluate_mask, evaluate_scores
         from etsam_zarr.masks import BinaryMask, VolumeBox
-        from etsam_zarr.remote import expect_only
+        from etsam_zarr.remote.volumes import expect_only
         from etsam_zarr.results import Source
         from etsam_zarr.sources import open_volume
 
@@ -110,8 +110,8 @@ def _open_truth(
 
 def _on_portal(wish: TruthWish, given: Source | None, row: Mapping[str, str]) -> tuple[str, int]:
     """Return the address of the masks that the portal has of a prediction's run, and the level to read."""
-    from etsam_zarr.portal_address import Choice
-    from etsam_zarr.portal_table import Unresolved, run_of, run_of_ids, truth_address
+    from etsam_zarr.portal.address import Choice
+    from etsam_zarr.portal.table import Unresolved, run_of, run_of_ids, truth_address
 
     record = given.store.record if given is not None and given.store is not None else {}
     level = int(record.get("fingerprint", {}).get("level", 0))

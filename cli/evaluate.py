@@ -20,7 +20,7 @@ from etsam_zarr.events import Notice
 if TYPE_CHECKING:
     from etsam_zarr.evaluate import Evaluation
     from etsam_zarr.manifest import Pair
-    from etsam_zarr.portal_table import TruthWish, Unresolved
+    from etsam_zarr.portal.table import TruthWish, Unresolved
 
 
 def _ids(text: str) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ def command(
     """
     from etsam_zarr.curve_figure import save_curve_figure
     from etsam_zarr.manifest import Pair, read_manifest, write_results
-    from etsam_zarr.portal_table import Unresolved
+    from etsam_zarr.portal.table import Unresolved
     from etsam_zarr.sources import as_place
 
     if truth is not None and truth_option is not None:
@@ -164,7 +164,7 @@ def _wish(
     pair: Pair, manifest: Path | None, annotation_ids: tuple[int, ...], object_name: str | None
 ) -> TruthWish | Unresolved:
     """Return which masks of the portal are the truth of a pair."""
-    from etsam_zarr.portal_table import TruthWish, truth_of
+    from etsam_zarr.portal.table import TruthWish, truth_of
 
     if manifest is not None:
         return truth_of(pair.columns, object_name=object_name)

@@ -64,10 +64,10 @@ def command(
     The same seed gives the same voxels, whatever the chunks; memory does not depend on the shape.
     """
     from etsam_zarr.ome import OmeVersion
-    from etsam_zarr.phantom import PhantomSettings
-    from etsam_zarr.phantom_density import Bilayer
-    from etsam_zarr.phantom_imaging import Microscope
-    from etsam_zarr.phantom_store import write_phantom
+    from etsam_zarr.phantom.density import Bilayer
+    from etsam_zarr.phantom.imaging import Microscope
+    from etsam_zarr.phantom.store import write_phantom
+    from etsam_zarr.phantom.volume import PhantomSettings
 
     settings = PhantomSettings(
         bilayer=Bilayer(thickness, leaflet_width),

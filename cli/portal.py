@@ -13,8 +13,8 @@ from etsam_zarr_cli.portal_options import PROCESSING
 from etsam_zarr.errors import SettingsError
 
 if TYPE_CHECKING:
-    from etsam_zarr.portal_address import PortalAddress
-    from etsam_zarr.portal_records import PortalMask, PortalTomogram
+    from etsam_zarr.portal.address import PortalAddress
+    from etsam_zarr.portal.records import PortalMask, PortalTomogram
 
 
 @click.group()
@@ -39,8 +39,8 @@ def list_command(
 
     ADDRESS is portal:RUN_ID, portal:DATASET_ID/RUN_NAME or the link of a run; or give --dataset, --run or both.
     """
-    from etsam_zarr.portal import find_masks, find_tomograms, narrow
-    from etsam_zarr.portal_address import Choice
+    from etsam_zarr.portal.address import Choice
+    from etsam_zarr.portal.search import find_masks, find_tomograms, narrow
 
     if object_name is not None and not annotations:
         raise SettingsError("--object goes with --annotations, which lists segmentation masks.")
@@ -55,7 +55,7 @@ def list_command(
 
 def _place(address: str | None, dataset_id: int | None, run: str | None) -> PortalAddress:
     """Return what is to be listed."""
-    from etsam_zarr.portal_address import PortalAddress, parse_address
+    from etsam_zarr.portal.address import PortalAddress, parse_address
 
     if address is not None:
         place = parse_address(address)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from etsam_zarr.errors import SettingsError
-from etsam_zarr.portal_address import Choice, parse_address
+from etsam_zarr.portal.address import Choice, parse_address
 
 PROCESSING = click.Choice(["raw", "filtered", "denoised", "filtered_even", "filtered_odd"])
 

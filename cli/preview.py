@@ -43,7 +43,7 @@ def command(
     if len(percentiles) != 2:
         raise click.BadParameter("give two numbers, such as 1,99.", param_hint="--percentiles")
     from etsam_zarr.preview import PreviewSettings, contact_sheet, open_for_pixels, save_sheet
-    from etsam_zarr.remote_address import is_remote
+    from etsam_zarr.remote.address import is_remote
     from etsam_zarr.results import Source
     from etsam_zarr.sources import base_name, open_volume
 

@@ -11,7 +11,7 @@ import click
 from etsam_zarr_cli.result_options import region
 
 from etsam_zarr.errors import SettingsError
-from etsam_zarr.remote import RemoteOptions, opening_with
+from etsam_zarr.remote.volumes import RemoteOptions, opening_with
 from etsam_zarr.roi import RoiVolume, box_of_angstrom
 from etsam_zarr.volume import Volume
 

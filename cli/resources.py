@@ -13,7 +13,7 @@ from etsam_zarr_cli.worker_options import Team
 from etsam_zarr.config import PROFILES, Precision
 from etsam_zarr.device import choose_device, choose_precision
 from etsam_zarr.memory import Projection, project
-from etsam_zarr.remote import supply_of
+from etsam_zarr.remote.volumes import supply_of
 
 # What is squeezed; tiles never are.
 _IMAGES = {"whole": "A slice", "quadrants": "A quadrant"}

@@ -22,13 +22,13 @@ from etsam_zarr_cli.triples import voxel_size as to_voxel_size
 from etsam_zarr_cli.window_options import WINDOW_OPTIONS, given_windows
 from etsam_zarr_cli.worker_options import WORKER_OPTIONS
 
-from etsam_zarr.chunk_supply import Need
 from etsam_zarr.config import PROFILES, Settings, resolve_settings
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.modelspec import ModelSpec, choose_model
 from etsam_zarr.plan import RunPlan, plan_run
-from etsam_zarr.remote import RemoteOptions, keep_chunks, secrets_of
-from etsam_zarr.remote_address import RemoteAddress, as_uri, is_remote
+from etsam_zarr.remote.address import RemoteAddress, as_uri, is_remote
+from etsam_zarr.remote.chunk_supply import Need
+from etsam_zarr.remote.volumes import RemoteOptions, keep_chunks, secrets_of
 from etsam_zarr.runstore import SUFFIX
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import Volume

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from etsam_zarr_cli.remote_options import Cache
 
-from etsam_zarr.chunk_cache import FLYING_BYTES, DiskShelf
-from etsam_zarr.chunk_supply import ChunkSupply, Need
 from etsam_zarr.geometry import Span
-from etsam_zarr.remote import supply_of
+from etsam_zarr.remote.chunk_cache import FLYING_BYTES, DiskShelf
+from etsam_zarr.remote.chunk_supply import ChunkSupply, Need
+from etsam_zarr.remote.volumes import supply_of
 from etsam_zarr.roi import RoiVolume
 from etsam_zarr.volume import Volume
 

@@ -12,7 +12,7 @@ from etsam_zarr_cli.result_options import where
 
 from etsam_zarr.errors import InputNotFoundError
 from etsam_zarr.model_config import BUNDLED_MODEL
-from etsam_zarr.portal_address import Choice
+from etsam_zarr.portal.address import Choice
 
 
 @click.command("train")
@@ -109,10 +109,10 @@ def command(
     """
     import dataclasses
 
-    from etsam_zarr.training import TrainRequest, half_precision, train_stages
-    from etsam_zarr.training_pairs import Pair
-    from etsam_zarr.training_settings import load_recipe
-    from etsam_zarr.training_table import pairs_of_table
+    from etsam_zarr.training.pairs import Pair
+    from etsam_zarr.training.settings import load_recipe
+    from etsam_zarr.training.stages import TrainRequest, half_precision, train_stages
+    from etsam_zarr.training.table import pairs_of_table
 
     loaded = load_recipe(recipe)
     given = {name: value for name, value in changes.items() if value is not None}

@@ -198,7 +198,7 @@ def hired(given: dict[str, Any], on_event: OnEvent) -> Iterator[Team]:
 
 def _files(prepared: Prepared) -> list[Path]:
     """Return what all workers must see: the volume, the weights, and where the run store will be."""
-    from etsam_zarr.remote_address import is_remote
+    from etsam_zarr.remote.address import is_remote
 
     uri = prepared.volume.info.uri
     files = [*([] if is_remote(uri) else [Path(uri)]), *(prepared.model.checkpoints or ())]

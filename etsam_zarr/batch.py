@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import EtsamZarrError, InputError
 from etsam_zarr.events import Notice, OnEvent, ignore
-from etsam_zarr.portal_address import Choice, PortalAddress, parse_address
-from etsam_zarr.portal_table import COLUMNS, Unresolved, run_of
+from etsam_zarr.portal.address import Choice, PortalAddress, parse_address
+from etsam_zarr.portal.table import COLUMNS, Unresolved, run_of
 from etsam_zarr.runstore import SUFFIX, RunStore
 from etsam_zarr.sources import as_place, base_name
 from etsam_zarr.status import read_status

@@ -13,7 +13,7 @@ from etsam_zarr.geometry import Span, cut
 from etsam_zarr.jobs import BlockJob
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.predictors import Predictors
-from etsam_zarr.remote_address import is_remote
+from etsam_zarr.remote.address import is_remote
 from etsam_zarr.runstore import RunStore, StageArrays
 from etsam_zarr.sam import Propagation, SliceOutput, Tensors
 from etsam_zarr.slabs import BackwardPredictions, Slab, SlabWriter

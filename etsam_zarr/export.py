@@ -24,7 +24,7 @@ from etsam_zarr.geometry import Span, cut
 from etsam_zarr.label_output import LARGEST_MRC_ID, MRC_SUFFIXES, LabelOutput, OutputFacts
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import MEMBRANES, mask_chunks
-from etsam_zarr.mrc_write import MrcPlan, write_mrc
+from etsam_zarr.mrc.write import MrcPlan, write_mrc
 from etsam_zarr.pipeline import final_scores
 from etsam_zarr.results import COMPONENTS, PROCESSED, Source
 from etsam_zarr.runstore import RunStore, Stage

@@ -14,8 +14,8 @@ from etsam_zarr.lease import Fence
 from etsam_zarr.ledger import Block
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.plan import RunPlan
-from etsam_zarr.remote import RemoteOptions, keep_chunks
-from etsam_zarr.remote_address import is_remote
+from etsam_zarr.remote.address import is_remote
+from etsam_zarr.remote.volumes import RemoteOptions, keep_chunks
 from etsam_zarr.roi import RoiVolume
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import Volume, VolumeInfo

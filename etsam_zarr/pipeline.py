@@ -26,7 +26,7 @@ from etsam_zarr.ome import OmeVersion
 from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.predictors import Predictors
-from etsam_zarr.remote import RemoteOptions
+from etsam_zarr.remote.volumes import RemoteOptions
 from etsam_zarr.runstore import STAGES, RunStore, Stage
 from etsam_zarr.runtime import Runtime, SerialRuntime
 from etsam_zarr.scores import ScoreView, stage_scores

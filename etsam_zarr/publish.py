@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from etsam_zarr.errors import OutputError, OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
-from etsam_zarr.remote import RemoteOptions, open_s3
-from etsam_zarr.remote_address import RemoteAddress
-from etsam_zarr.remote_trouble import Trouble
+from etsam_zarr.remote.address import RemoteAddress
+from etsam_zarr.remote.trouble import Trouble
+from etsam_zarr.remote.volumes import RemoteOptions, open_s3
 
 RECORD = "run.json"
 _MARK = ".etsam-zarr-copying"

@@ -11,11 +11,11 @@ from zarr.storage import LocalStore
 
 from etsam_zarr.errors import InputError, InputNotFoundError, SettingsError
 from etsam_zarr.mask_union import UnionVolume
-from etsam_zarr.mrc import MrcVolume
-from etsam_zarr.portal import Found, resolve
-from etsam_zarr.portal_address import PREFIX
-from etsam_zarr.remote import RemoteOptions, open_remote
-from etsam_zarr.remote_address import RemoteAddress, as_uri, is_remote
+from etsam_zarr.mrc.read import MrcVolume
+from etsam_zarr.portal.address import PREFIX
+from etsam_zarr.portal.search import Found, resolve
+from etsam_zarr.remote.address import RemoteAddress, as_uri, is_remote
+from etsam_zarr.remote.volumes import RemoteOptions, open_remote
 from etsam_zarr.volume import Volume
 from etsam_zarr.zarr_volume import ZarrSource, open_zarr_volume
 
@@ -48,7 +48,7 @@ def open_volume(
     ----------
     uri
         Path of the file or folder, or an address: ``https://``, ``http://`` or ``s3://`` (Zarr only), or one of the
-        CryoET Data Portal (:mod:`etsam_zarr.portal_address`).
+        CryoET Data Portal (:mod:`etsam_zarr.portal.address`).
     level
         Which level of an OME-Zarr image, 0 being the finest.
     voxel_size

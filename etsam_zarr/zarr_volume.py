@@ -19,11 +19,11 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from etsam_zarr.bands import BandCache, band_of, chunk_groups, within_layers
-from etsam_zarr.chunk_cache import ChunkStore
-from etsam_zarr.chunk_supply import Box, ChunkLayout, ChunkSupply
 from etsam_zarr.errors import InputError, NoZarrError, RemoteError
 from etsam_zarr.geometry import Shape3, Span, aligned, box_within
 from etsam_zarr.ome_metadata import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
+from etsam_zarr.remote.chunk_cache import ChunkStore
+from etsam_zarr.remote.chunk_supply import Box, ChunkLayout, ChunkSupply
 from etsam_zarr.volume import Array, Volume, VolumeInfo
 
 DEFAULT_CACHE_BYTES = 1 << 30

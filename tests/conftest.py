@@ -19,11 +19,11 @@ import pytest
 import tiny
 from etsam_zarr_cli.main import main
 
-from etsam_zarr import portal_query
 from etsam_zarr.model_config import BUNDLED_MODEL
 from etsam_zarr.modelspec import ModelSpec, choose_model
-from etsam_zarr.phantom import PhantomSettings
-from etsam_zarr.phantom_store import write_phantom
+from etsam_zarr.phantom.store import write_phantom
+from etsam_zarr.phantom.volume import PhantomSettings
+from etsam_zarr.portal import query
 from etsam_zarr.runstore import RunStore
 
 # A shell lets what it starts in the background ignore Ctrl-C, which subprocesses inherit; tests send them one.
@@ -123,9 +123,9 @@ def run_store(tmp_path: Path) -> RunStore:
 def portal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[portal_stub.Stub]:
     """A CryoET Data Portal on this machine, which this process and its children ask."""
     with portal_stub.serving(tmp_path / "portal") as stub:
-        monkeypatch.setenv(portal_query.URL_VARIABLE, f"{stub.url}/graphql")
+        monkeypatch.setenv(query.URL_VARIABLE, f"{stub.url}/graphql")
         # Waiting between attempts is not what is tested.
-        monkeypatch.setattr(portal_query, "_BACKOFF", 0.0)
+        monkeypatch.setattr(query, "_BACKOFF", 0.0)
         # An earlier portal may have had the same port.
-        portal_query.forget()
+        query.forget()
         yield stub

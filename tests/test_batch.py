@@ -15,7 +15,7 @@ from etsam_zarr.errors import InputError
 from etsam_zarr.events import Event, Notice
 from etsam_zarr.ledger import Ledger, SlabRecord
 from etsam_zarr.manifest import matching, read_rows
-from etsam_zarr.portal_address import Choice, parse_address
+from etsam_zarr.portal.address import Choice, parse_address
 
 # Rows of ETSAM's dataset.csv and testset.csv: the portal, another archive, a simulation, a row that is there twice.
 ETSAM = """dataset_id,run_id,annotation_ids,split,organism_name

@@ -12,12 +12,12 @@ import zarr
 from http_server import WebServer, serving
 from portal_store import write_portal_store
 
-from etsam_zarr.chunk_cache import DiskShelf
 from etsam_zarr.errors import InputError, RemoteError
 from etsam_zarr.geometry import Span
-from etsam_zarr.remote import RemoteOptions, keep_chunks, open_remote, supply_of
-from etsam_zarr.remote_address import RemoteAddress
-from etsam_zarr.remote_store import RetryPolicy
+from etsam_zarr.remote.address import RemoteAddress
+from etsam_zarr.remote.chunk_cache import DiskShelf
+from etsam_zarr.remote.store import RetryPolicy
+from etsam_zarr.remote.volumes import RemoteOptions, keep_chunks, open_remote, supply_of
 from etsam_zarr.roi import RoiVolume
 from etsam_zarr.sources import open_volume
 from etsam_zarr.zarr_volume import ZarrVolume

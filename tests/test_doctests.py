@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WITH_EXAMPLES = [
-    f"{package}.{path.stem}"
+    ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts))
     for folder, package in (("etsam_zarr", "etsam_zarr"), ("cli", "etsam_zarr_cli"))
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
     if ">>> " in path.read_text()
 ]
 

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,7 +14,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "etsam_zarr"
-MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
+PATHS = {
+    ".".join(path.relative_to(LIBRARY).with_suffix("").parts): path
+    for path in sorted(LIBRARY.rglob("*.py"))
+    if path.stem != "__init__"
+}
+MODULES = sorted(PATHS)
 
 
 def _layers() -> list[list[str]]:
@@ -38,8 +44,17 @@ def _imported(path: Path) -> set[str]:
 
 def _own(path: Path) -> set[str]:
     """The modules of the library among what a file imports."""
-    names = {name.split(".")[1] for name in _imported(path) if name.startswith("etsam_zarr.")}
-    return names & set(MODULES)
+    names = [name.removeprefix("etsam_zarr.").split(".") for name in _imported(path) if name.startswith("etsam_zarr.")]
+    return {".".join(name[:parts]) for name in names for parts in (1, 2)} & set(MODULES)
+
+
+def test_packages_hold_nothing_themselves_and_are_all_installed() -> None:
+    installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = set()
+    for path in LIBRARY.rglob("__init__.py"):
+        assert len(ast.parse(path.read_text()).body) == 1, f"{path} has more than its docstring"
+        found.add(".".join(path.parent.relative_to(ROOT).parts))
+    assert found | {"etsam_zarr_cli"} == set(installed)
 
 
 def test_every_module_is_in_the_table_exactly_once() -> None:
@@ -50,29 +65,29 @@ def test_every_module_is_in_the_table_exactly_once() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down_or_sideways(module: str) -> None:
     level = {name: number for number, layer in enumerate(_layers()) for name in layer}
-    upwards = {name for name in _own(LIBRARY / f"{module}.py") if level.get(name, -1) > level.get(module, 99)}
+    upwards = {name for name in _own(PATHS[module]) if level.get(name, -1) > level.get(module, 99)}
     assert not upwards, f"{module} imports from a layer above its own"
 
 
 def test_no_imports_run_in_a_circle() -> None:
     # Raises CycleError with the circle.
-    list(TopologicalSorter({module: _own(LIBRARY / f"{module}.py") for module in MODULES}).static_order())
+    list(TopologicalSorter({module: _own(PATHS[module]) for module in MODULES}).static_order())
 
 
 def test_the_library_does_not_know_its_command_line() -> None:
     for module in MODULES:
-        packages = {name.split(".")[0] for name in _imported(LIBRARY / f"{module}.py")}
+        packages = {name.split(".")[0] for name in _imported(PATHS[module])}
         assert not packages & {"etsam_zarr_cli", "click", "tqdm"}, module
 
 
 def test_sam2_is_imported_in_one_place_and_in_training() -> None:
     importers = {
-        path.stem
-        for path in (*LIBRARY.glob("*.py"), *(ROOT / "cli").glob("*.py"))
+        name
+        for name, path in (*PATHS.items(), *((f"cli.{path.stem}", path) for path in (ROOT / "cli").glob("*.py")))
         if any(name.split(".")[0] == "sam2" for name in _imported(path))
     }
     assert "sam" in importers
-    assert all(name == "sam" or name.startswith("training") for name in importers), importers
+    assert all(name == "sam" or name.startswith("training.") for name in importers), importers
 
 
 @pytest.mark.parametrize("entrance", ["import etsam_zarr", "import etsam_zarr_cli.main"])

@@ -17,7 +17,7 @@ from etsam_zarr.config import PROFILES
 from etsam_zarr.errors import DoesNotFitError
 from etsam_zarr.memory import Projection, check_fits, project
 from etsam_zarr.model_config import read_model_config
-from etsam_zarr.mrc_write import MrcPlan, write_mrc
+from etsam_zarr.mrc.write import MrcPlan, write_mrc
 from etsam_zarr.plan import plan_run
 from etsam_zarr.volume import VolumeInfo
 

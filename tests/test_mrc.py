@@ -18,7 +18,7 @@ from mrc_files import voxels_of, write_raw_mrc
 
 from etsam_zarr.errors import InputError
 from etsam_zarr.geometry import Span
-from etsam_zarr.mrc import MrcVolume
+from etsam_zarr.mrc.read import MrcVolume
 from etsam_zarr.volume import Array
 
 IMOD = 1146047817
@@ -311,7 +311,7 @@ _READ_ALL = """
 import sys
 from pathlib import Path
 from etsam_zarr.geometry import Span, cut
-from etsam_zarr.mrc import MrcVolume
+from etsam_zarr.mrc.read import MrcVolume
 volume = MrcVolume(Path(sys.argv[1]), name="x")
 volume.read(Span(0, 4))
 before = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])

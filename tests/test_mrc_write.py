@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrc_files import voxels_of
 
-from etsam_zarr import mrc_write
 from etsam_zarr.errors import InputError, OutputError, OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Event, Finished, Started
 from etsam_zarr.geometry import Span, cut
-from etsam_zarr.mrc_write import MrcPlan, MrcWriter, slabs_of, write_mrc
+from etsam_zarr.mrc import write
+from etsam_zarr.mrc.write import MrcPlan, MrcWriter, slabs_of, write_mrc
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import Array
 
@@ -39,7 +39,7 @@ def pieces(voxels: Array, size: int) -> list[Array]:
 
 
 def test_the_examples_of_the_docstrings_hold() -> None:
-    assert doctest.testmod(mrc_write).failed == 0
+    assert doctest.testmod(write).failed == 0
 
 
 @pytest.mark.parametrize(

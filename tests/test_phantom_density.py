@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from etsam_zarr.phantom_density import Bilayer, render
-from etsam_zarr.phantom_shapes import Blob, Body, Filament, Outline, Point, Scene, Wave
+from etsam_zarr.phantom.density import Bilayer, render
+from etsam_zarr.phantom.shapes import Blob, Body, Filament, Outline, Point, Scene, Wave
 
 
 class OneBody(Scene):

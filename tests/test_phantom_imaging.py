@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from etsam_zarr.phantom_imaging import (
+from etsam_zarr.phantom.imaging import (
     KERNEL_RADIUS,
     Microscope,
     contrast_transfer,

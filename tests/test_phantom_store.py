@@ -15,8 +15,8 @@ from etsam_zarr_cli.main import main
 
 from etsam_zarr.errors import DoesNotFitError, OutputExistsError
 from etsam_zarr.geometry import Span
-from etsam_zarr.phantom import Phantom, PhantomSettings
-from etsam_zarr.phantom_store import SETTINGS_ATTRIBUTE, write_phantom
+from etsam_zarr.phantom.store import SETTINGS_ATTRIBUTE, write_phantom
+from etsam_zarr.phantom.volume import Phantom, PhantomSettings
 from etsam_zarr.sources import open_volume
 
 SETTINGS = PhantomSettings(shape=(24, 60, 70), seed=7, snr=0.2, voxel_size=12.0)
@@ -82,8 +82,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
     program = (
-        "import sys; from etsam_zarr.phantom import PhantomSettings; "
-        "from etsam_zarr.phantom_store import write_phantom; "
+        "import sys; from etsam_zarr.phantom.volume import PhantomSettings; "
+        "from etsam_zarr.phantom.store import write_phantom; "
         "write_phantom(sys.argv[1], PhantomSettings(shape=(int(sys.argv[2]), 256, 256), seed=1)); "
         "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]))"
     )

@@ -9,8 +9,8 @@ from graphql import build_schema
 from portal_stub import SCHEMA, Stub, run_record
 
 from etsam_zarr.errors import InputError, InputNotFoundError
-from etsam_zarr.portal import Found, find_masks, find_tomograms, resolve
-from etsam_zarr.portal_address import PortalAddress
+from etsam_zarr.portal.address import PortalAddress
+from etsam_zarr.portal.search import Found, find_masks, find_tomograms, resolve
 
 RUN = run_record(8354, "ycw2013-01-03-15", 10160)
 OTHER = run_record(8355, "ycw2013-01-03-16", 10160)
@@ -159,7 +159,7 @@ def test_lists_of_a_dataset_and_of_an_object(filled: Stub) -> None:
 
 @pytest.mark.parametrize("gone", ["sizeZ", "run", "voxelSpacing"])
 def test_a_portal_that_has_changed_is_noticed(gone: str) -> None:
-    from etsam_zarr.portal_records import PortalTomogram
+    from etsam_zarr.portal.records import PortalTomogram
 
     node = {
         "id": 3, "name": "a", "run": {"id": 1, "name": "a", "datasetId": 2}, "sizeX": 1, "sizeY": 2, "sizeZ": 3,

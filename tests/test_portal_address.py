@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etsam_zarr.errors import InputError
-from etsam_zarr.portal_address import Choice, PortalAddress, ids_of_layout, parse_address, zarr_sibling
+from etsam_zarr.portal.address import Choice, PortalAddress, ids_of_layout, parse_address, zarr_sibling
 
 FILES = "https://files.cryoetdataportal.cziscience.com"
 

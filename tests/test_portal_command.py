@@ -104,7 +104,7 @@ def test_a_portal_that_is_away_is_one_paragraph(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ETSAM_ZARR_PORTAL_URL", "http://127.0.0.1:9/graphql")
-    monkeypatch.setattr("etsam_zarr.portal_query._BACKOFF", 0.0)
+    monkeypatch.setattr("etsam_zarr.portal.query._BACKOFF", 0.0)
     assert main(["portal", "list", "--dataset", "10160"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Error: The CryoET Data Portal at http://127.0.0.1:9/graphql cannot be reached")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from portal_stub import Stub, run_record
 
-from etsam_zarr import portal_query
 from etsam_zarr.errors import RemoteError, SettingsError
-from etsam_zarr.portal_query import URL_VARIABLE, ask
+from etsam_zarr.portal import query
+from etsam_zarr.portal.query import URL_VARIABLE, ask
 
 QUERY = "query($where: TomogramWhereClause) { tomograms(where: $where) { id } }"
 RUN = run_record(8354, "ycw2013-01-03-15", 10160)
@@ -35,7 +35,7 @@ def test_what_passes_is_tried_again(portal: Stub, status: int) -> None:
 
 @pytest.mark.timeout(60)
 def test_does_not_wait_for_hours(portal: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portal_query, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(query, "_LONGEST_WAIT", 0.05)
     portal.statuses, portal.retry_after = [429, 503], "3600"
     assert ask(QUERY, {"where": None}) == {"tomograms": []}
     assert len(portal.headers) == 3
@@ -62,15 +62,15 @@ def test_what_does_not_pass_is_not_tried_again(portal: Stub, status: int) -> Non
 
 def test_a_time_out_says_so(portal: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     portal.delay = 0.4
-    monkeypatch.setattr(portal_query, "_TIMEOUTS", (5.0, 0.1))
-    monkeypatch.setattr(portal_query, "_RETRIES", 1)
+    monkeypatch.setattr(query, "_TIMEOUTS", (5.0, 0.1))
+    monkeypatch.setattr(query, "_RETRIES", 1)
     with pytest.raises(RemoteError, match=r"did not answer within 0\.1 s, 2 times"):
         ask(QUERY, {"where": None})
 
 
 def test_a_portal_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URL_VARIABLE, "http://user:secret@127.0.0.1:9/graphql?token=secret")
-    monkeypatch.setattr(portal_query, "_BACKOFF", 0.0)
+    monkeypatch.setattr(query, "_BACKOFF", 0.0)
     with pytest.raises(RemoteError, match="cannot be reached") as caught:
         ask(QUERY, {"where": None})
     assert "http://127.0.0.1:9/graphql" in str(caught.value)

@@ -6,8 +6,8 @@ import pytest
 from portal_stub import Stub, run_record
 
 from etsam_zarr.errors import InputError, InputNotFoundError
-from etsam_zarr.portal_address import Choice, PortalAddress
-from etsam_zarr.portal_table import TruthWish, Unresolved, run_of, run_of_ids, truth_address, truth_of
+from etsam_zarr.portal.address import Choice, PortalAddress
+from etsam_zarr.portal.table import TruthWish, Unresolved, run_of, run_of_ids, truth_address, truth_of
 
 RUN = run_record(245, "TS_026", 10000)
 
@@ -97,7 +97,7 @@ def masks(portal: Stub) -> Stub:
     ],
 )
 def test_masks_of_a_run(masks: Stub, run: str, wish: TruthWish, address: str) -> None:
-    from etsam_zarr.portal_address import parse_address
+    from etsam_zarr.portal.address import parse_address
 
     parsed = parse_address(run)
     assert parsed is not None

@@ -16,8 +16,8 @@ from s3_server import KEY, SECRET, client, s3_serving
 
 from etsam_zarr.errors import OutputError, OutputExistsError, SettingsError
 from etsam_zarr.publish import publish
-from etsam_zarr.remote import RemoteOptions
-from etsam_zarr.remote_address import RemoteAddress
+from etsam_zarr.remote.address import RemoteAddress
+from etsam_zarr.remote.volumes import RemoteOptions
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.sources import open_volume
 

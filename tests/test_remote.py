@@ -14,9 +14,9 @@ from portal_store import write_portal_store
 
 from etsam_zarr.errors import InputError, NoZarrError, RemoteError
 from etsam_zarr.geometry import Span
-from etsam_zarr.remote import RemoteOptions, secrets_of
-from etsam_zarr.remote_address import RemoteAddress
-from etsam_zarr.remote_store import RetryPolicy
+from etsam_zarr.remote.address import RemoteAddress
+from etsam_zarr.remote.store import RetryPolicy
+from etsam_zarr.remote.volumes import RemoteOptions, secrets_of
 from etsam_zarr.sources import open_volume
 
 SHAPE = (20, 24, 28)
@@ -152,7 +152,7 @@ def test_another_process_opens_a_signed_address_by_its_shown_form(web: WebServer
 
 
 def test_silence_is_waited_for_only_so_long(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etsam_zarr.http_store._PATIENCE", (1, 0.2))
+    monkeypatch.setattr("etsam_zarr.remote.http_store._PATIENCE", (1, 0.2))
     web.fault = lambda key, nth: "stall" if key.endswith("0/0/0/0") and nth < 2 else None
     with open_volume(f"{web.url}/tomo.zarr", remote=FAST) as volume:
         volume.read(Span(0, 8))

@@ -139,7 +139,7 @@ def test_regions_that_cannot_be(
 def test_a_network_that_fails_for_good_says_how_to_go_on_and_then_goes_on(
     web: WebServer, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etsam_zarr.remote_store.RetryPolicy.wait", lambda policy, retry: 0.001)
+    monkeypatch.setattr("etsam_zarr.remote.store.RetryPolicy.wait", lambda policy, retry: 0.001)
     store = tmp_path / "run.etsam.zarr"
     web.fault = lambda key, nth: 503 if key.endswith("0/2/1/1") and nth > 1 else None
     assert run(web, store) == 1
@@ -191,7 +191,7 @@ def test_killed_while_running_goes_on_with_what_was_fetched(
 def test_secrets_stay_out_of_records_and_output(
     web: WebServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etsam_zarr.remote_store.RetryPolicy.wait", lambda policy, retry: 0.001)
+    monkeypatch.setattr("etsam_zarr.remote.store.RetryPolicy.wait", lambda policy, retry: 0.001)
     address = web.url.replace("//", "//me:hush@") + "/tomo.zarr?token=sesame"
     store = tmp_path / "run.etsam.zarr"
     assert main(["-v", "run", address, *tiny.OPTIONS, "-o", str(store)]) == 0

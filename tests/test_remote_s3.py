@@ -14,8 +14,8 @@ from s3_server import KEY, SECRET, client, s3_serving, upload
 
 from etsam_zarr.errors import NoZarrError, RemoteError, SettingsError
 from etsam_zarr.geometry import Span
-from etsam_zarr.remote import RemoteOptions, supply_of
-from etsam_zarr.remote_store import RetryPolicy
+from etsam_zarr.remote.store import RetryPolicy
+from etsam_zarr.remote.volumes import RemoteOptions, supply_of
 from etsam_zarr.sources import open_volume
 
 SHAPE = (12, 40, 48)
@@ -93,8 +93,8 @@ def test_the_portals_bucket_is_read_without_credentials_even_if_there_are_some(
     """Signed with the credentials of something else, requests to a public bucket are refused."""
     import obstore.store
 
-    from etsam_zarr.remote import open_store
-    from etsam_zarr.remote_address import RemoteAddress
+    from etsam_zarr.remote.address import RemoteAddress
+    from etsam_zarr.remote.volumes import open_store
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -122,7 +122,7 @@ def test_run_from_a_bucket_is_the_local_run(
 def test_the_region_of_a_bucket_is_asked_for(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import requests
 
-    from etsam_zarr.remote import _region
+    from etsam_zarr.remote.volumes import _region
 
     monkeypatch.delenv("AWS_REGION", raising=False)
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)

@@ -14,7 +14,7 @@ from portal_stub import Stub, run_record
 
 from etsam_zarr.errors import InputError, InputNotFoundError, SettingsError
 from etsam_zarr.geometry import Span
-from etsam_zarr.mrc import MrcVolume
+from etsam_zarr.mrc.read import MrcVolume
 from etsam_zarr.sources import base_name, open_volume
 from etsam_zarr.zarr_volume import ZarrVolume
 

@@ -20,11 +20,11 @@ from etsam_zarr.checkpoint import read_checkpoint
 from etsam_zarr.errors import DoesNotFitError, FingerprintError, ModelError, OutputExistsError
 from etsam_zarr.events import Advanced, Event
 from etsam_zarr.sam import build_predictor
-from etsam_zarr.training import phantom_settings
-from etsam_zarr.training_clips import Clip, ClipSampler
-from etsam_zarr.training_loop import BEST, LAST, LOG, TrainJob, train
-from etsam_zarr.training_model import build_clip_model
-from etsam_zarr.training_settings import PhantomSet, load_recipe
+from etsam_zarr.training.clips import Clip, ClipSampler
+from etsam_zarr.training.loop import BEST, LAST, LOG, TrainJob, train
+from etsam_zarr.training.model import build_clip_model
+from etsam_zarr.training.settings import PhantomSet, load_recipe
+from etsam_zarr.training.stages import phantom_settings
 
 
 @pytest.fixture
@@ -301,10 +301,10 @@ def test_the_recipe_of_the_bundled_model_can_be_read() -> None:
 @pytest.mark.slow
 def test_two_minutes_of_training_improve_dice(tmp_path: Path) -> None:
     """The small model, from scratch, on two phantoms; judged on a third."""
-    from etsam_zarr.phantom import PhantomSettings
-    from etsam_zarr.phantom_store import write_phantom
-    from etsam_zarr.training_pairs import Pair
-    from etsam_zarr.training_predict import evaluate
+    from etsam_zarr.phantom.store import write_phantom
+    from etsam_zarr.phantom.volume import PhantomSettings
+    from etsam_zarr.training.pairs import Pair
+    from etsam_zarr.training.predict import evaluate
 
     volumes = [
         tiny.opened(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from etsam_zarr.training_average import KeptWeights
+from etsam_zarr.training.average import KeptWeights
 
 
 def walked(kept: KeptWeights, model: torch.nn.Linear, values: list[float]) -> None:

@@ -14,9 +14,9 @@ import zarr
 from etsam_zarr.frames import to_frame
 from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span
-from etsam_zarr.training_clips import ClipSampler, clips_ahead
-from etsam_zarr.training_pairs import TrainingVolume
-from etsam_zarr.training_settings import RECIPES, Augmentation
+from etsam_zarr.training.clips import ClipSampler, clips_ahead
+from etsam_zarr.training.pairs import TrainingVolume
+from etsam_zarr.training.settings import RECIPES, Augmentation
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from etsam_zarr.errors import OutputError, SettingsError
-from etsam_zarr.training_log import TrainingLog
+from etsam_zarr.training.log import TrainingLog
 
 
 def row(epoch: int, dice: float) -> dict[str, object]:

@@ -14,7 +14,7 @@ from etsam_zarr_cli.main import main
 from etsam_zarr.errors import InputError
 from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span
-from etsam_zarr.training_pairs import Pair
+from etsam_zarr.training.pairs import Pair
 
 
 def test_planes_are_normalised_and_binary(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_the_one_pass_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("etsam_zarr.training_pairs.IntensityMeter", refuse)
+    monkeypatch.setattr("etsam_zarr.training.pairs.IntensityMeter", refuse)
     assert tiny.opened(pair, tmp_path).facts == facts
 
 

@@ -11,15 +11,15 @@ import torch
 import training_tiny as tiny
 import zarr
 
-from etsam_zarr import training_predict
 from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import fixed_prompt
 from etsam_zarr.sam import Propagation, build_predictor
 from etsam_zarr.seeded import make_sensitive
-from etsam_zarr.training_pairs import TrainingVolume
-from etsam_zarr.training_predict import compute_stage1, evaluate
+from etsam_zarr.training import predict
+from etsam_zarr.training.pairs import TrainingVolume
+from etsam_zarr.training.predict import compute_stage1, evaluate
 
 Weights = dict[str, torch.Tensor]
 
@@ -77,7 +77,7 @@ def test_stage_1_is_stored_once_as_it_was_walked(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(training_predict, "build_predictor", refuse)
+    monkeypatch.setattr(predict, "build_predictor", refuse)
     assert compute_stage1(*model, volume, settings, tmp_path / "stage1") == (path, bounds)
     config, weights = model
     others = {name: value + 1 for name, value in weights.items()}

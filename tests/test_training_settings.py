@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from etsam_zarr.errors import InputNotFoundError, SettingsError
-from etsam_zarr.training_settings import RECIPES, load_recipe
+from etsam_zarr.training.settings import RECIPES, load_recipe
 
 
 def test_built_in_recipes() -> None:

@@ -13,9 +13,9 @@ from portal_stub import Stub, run_record
 from etsam_zarr.errors import InputError, InputNotFoundError
 from etsam_zarr.events import Event, Notice
 from etsam_zarr.geometry import Span
-from etsam_zarr.portal_address import Choice
-from etsam_zarr.training_pairs import Pair, TrainingVolume
-from etsam_zarr.training_table import pairs_of_table
+from etsam_zarr.portal.address import Choice
+from etsam_zarr.training.pairs import Pair, TrainingVolume
+from etsam_zarr.training.table import pairs_of_table
 
 RUN = run_record(9622, "run_a", 10202)
 TABLE = """dataset_id,run_id,annotation_ids,split,organism_name
@@ -92,13 +92,13 @@ def test_the_command_trains_on_a_table(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only what reaches the training is looked at: training itself has its own tests."""
-    from etsam_zarr import training
+    from etsam_zarr.training import stages
 
     train = ["train", "--manifest", str(table), "--where", "split=train", "-o", str(tmp_path / "out")]
     assert main(train) == 1
     assert "fits 2 tomograms" in capsys.readouterr().err
-    requests: list[training.TrainRequest] = []
-    monkeypatch.setattr(training, "train_stages", lambda request, **_: requests.append(request) or {})
+    requests: list[stages.TrainRequest] = []
+    monkeypatch.setattr(stages, "train_stages", lambda request, **_: requests.append(request) or {})
     assert main([*train, "--tomogram-processing", "raw", "--pair", "a.mrc", "b.mrc"]) == 0
     (request,) = requests
     assert list(request.pairs) == [

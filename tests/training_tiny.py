@@ -12,8 +12,8 @@ import yaml
 from scipy import ndimage
 
 from etsam_zarr.model_config import BUNDLED_FOLDER, ModelConfig, read_model_config
-from etsam_zarr.training_pairs import Pair, TrainingVolume
-from etsam_zarr.training_settings import RECIPES, Augmentation, TrainSettings
+from etsam_zarr.training.pairs import Pair, TrainingVolume
+from etsam_zarr.training.settings import RECIPES, Augmentation, TrainSettings
 
 SHAPE = (10, 64, 64)
 

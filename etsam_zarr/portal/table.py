@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from etsam_zarr.errors import InputError
-from etsam_zarr.portal import find_masks, mask_line, one_for_each
-from etsam_zarr.portal_address import Choice, PortalAddress
+from etsam_zarr.portal.address import Choice, PortalAddress
+from etsam_zarr.portal.search import find_masks, mask_line, one_for_each
 
 COLUMNS = ("dataset_id", "run_id")
 _ALL_MEMBRANES = "all_membrane_annotations"

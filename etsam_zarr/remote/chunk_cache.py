@@ -25,7 +25,7 @@ from zarr.storage import WrapperStore
 
 from etsam_zarr.atomic import disk_errors
 from etsam_zarr.errors import RemoteError
-from etsam_zarr.remote_store import RemoteStore, is_metadata
+from etsam_zarr.remote.store import RemoteStore, is_metadata
 
 MissingChunks = Literal["fill", "error"]
 

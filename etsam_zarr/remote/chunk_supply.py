@@ -15,8 +15,8 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from etsam_zarr.chunk_cache import ChunkStore, Shelf
 from etsam_zarr.geometry import Shape3, Span, ceil_div
+from etsam_zarr.remote.chunk_cache import ChunkStore, Shelf
 
 Box = tuple[Span, Span, Span]
 """A box of voxels in z, y, x."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from etsam_zarr.errors import InputError
 from etsam_zarr.events import Notice, OnEvent, ignore
 from etsam_zarr.manifest import matching, read_rows
-from etsam_zarr.portal import choose, find_tomograms
-from etsam_zarr.portal_address import Choice
-from etsam_zarr.portal_table import COLUMNS, Unresolved, run_of, truth_address, truth_of
+from etsam_zarr.portal.address import Choice
+from etsam_zarr.portal.search import choose, find_tomograms
+from etsam_zarr.portal.table import COLUMNS, Unresolved, run_of, truth_address, truth_of
 from etsam_zarr.sources import as_place
-from etsam_zarr.training_pairs import Pair
+from etsam_zarr.training.pairs import Pair
 
 
 def pairs_of_table(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etsam_zarr.geometry import Shape3
-from etsam_zarr.phantom_shapes import Blob, Body, Floats, Point, Scene
+from etsam_zarr.phantom.shapes import Blob, Body, Floats, Point, Scene
 
 HALF_MAXIMUM = float(np.sqrt(2 * np.log(2)))
 """Half width at half maximum of a Gaussian, in standard deviations."""

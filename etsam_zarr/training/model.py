@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from etsam_zarr.errors import ModelError, SettingsError
 from etsam_zarr.model_config import ModelConfig
-from etsam_zarr.training_clips import Clip
-from etsam_zarr.training_settings import TrainSettings
+from etsam_zarr.training.clips import Clip
+from etsam_zarr.training.settings import TrainSettings
 
 try:
     from training.loss_fns import MultiStepMultiMasksAndIous, sigmoid_focal_loss
@@ -250,7 +250,7 @@ def build_clip_model(config: ModelConfig, settings: TrainSettings) -> ClipModel:
     ModelError
         The configuration cannot be built.
     """
-    tree = {**config.tree, "_target_": "etsam_zarr.training_model.ClipModel"}
+    tree = {**config.tree, "_target_": "etsam_zarr.training.model.ClipModel"}
     tree.pop("non_overlap_masks", None)
     prompts = _ETSAM_PROMPTS if settings.recipe == "etsam" else {}
     try:

@@ -14,7 +14,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from etsam_zarr.errors import RemoteError
-from etsam_zarr.remote_trouble import Trouble
+from etsam_zarr.remote.trouble import Trouble
 
 METADATA_NAMES = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 _MARKUP = b"<"

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from etsam_zarr.remote_address import RemoteAddress
-from etsam_zarr.remote_trouble import Trouble
+from etsam_zarr.remote.address import RemoteAddress
+from etsam_zarr.remote.trouble import Trouble
 
 if TYPE_CHECKING:
     import requests
@@ -31,7 +31,7 @@ _MISSING = (404, 410)
 class HttpStore(Store):
     """What lies below an address of the kind ``https://`` or ``http://``.
 
-    Requests are made once each, in threads; what fails is a :class:`~etsam_zarr.remote_trouble.Trouble`.
+    Requests are made once each, in threads; what fails is a :class:`~etsam_zarr.remote.trouble.Trouble`.
     """
 
     def __init__(self, address: RemoteAddress) -> None:

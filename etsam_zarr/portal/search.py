@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from etsam_zarr.errors import InputError, InputNotFoundError
-from etsam_zarr.portal_address import Choice, PortalAddress, ids_of_layout, parse_address, zarr_sibling
-from etsam_zarr.portal_query import ask
-from etsam_zarr.portal_records import MASK_FIELDS, TOMOGRAM_FIELDS, PortalMask, PortalTomogram
+from etsam_zarr.portal.address import Choice, PortalAddress, ids_of_layout, parse_address, zarr_sibling
+from etsam_zarr.portal.query import ask
+from etsam_zarr.portal.records import MASK_FIELDS, TOMOGRAM_FIELDS, PortalMask, PortalTomogram
 
 _TOMOGRAMS = f"query Tomograms($where: TomogramWhereClause) {{ tomograms(where: $where) {{ {TOMOGRAM_FIELDS} }} }}"
 _MASKS = f"query Masks($where: AnnotationFileWhereClause) {{ annotationFiles(where: $where) {{ {MASK_FIELDS} }} }}"
@@ -37,7 +37,7 @@ class Found:
 def resolve(text: str) -> Found | None:
     """Return what an address of the portal means; None for all that is no address of the portal.
 
-    Takes what :func:`etsam_zarr.portal_address.parse_address` reads (one question to the portal), and the ``.mrc``
+    Takes what :func:`etsam_zarr.portal.address.parse_address` reads (one question to the portal), and the ``.mrc``
     of a volume that lies as on the portal, whose ``.zarr`` is meant (none).
 
     Raises

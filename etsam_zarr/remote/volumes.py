@@ -16,12 +16,12 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from etsam_zarr.chunk_cache import ChunkStore, DiskShelf, MemoryShelf, MissingChunks
-from etsam_zarr.chunk_supply import Box, ChunkSupply
 from etsam_zarr.errors import NoZarrError, RemoteError, SettingsError
-from etsam_zarr.http_store import HttpStore
-from etsam_zarr.remote_address import SCHEMES, RemoteAddress, as_uri, is_remote
-from etsam_zarr.remote_store import RemoteStore, RetryPolicy
+from etsam_zarr.remote.address import SCHEMES, RemoteAddress, as_uri, is_remote
+from etsam_zarr.remote.chunk_cache import ChunkStore, DiskShelf, MemoryShelf, MissingChunks
+from etsam_zarr.remote.chunk_supply import Box, ChunkSupply
+from etsam_zarr.remote.http_store import HttpStore
+from etsam_zarr.remote.store import RemoteStore, RetryPolicy
 from etsam_zarr.roi import RoiVolume
 from etsam_zarr.volume import Volume
 from etsam_zarr.zarr_volume import ZarrSource, ZarrVolume, open_zarr_volume

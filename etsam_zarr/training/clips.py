@@ -18,8 +18,8 @@ from etsam_zarr.config import PromptMethod
 from etsam_zarr.frames import to_frame
 from etsam_zarr.geometry import Span
 from etsam_zarr.prompts import fixed_prompt
-from etsam_zarr.training_pairs import Image, Mask, TrainingVolume
-from etsam_zarr.training_settings import Augmentation, TrainSettings
+from etsam_zarr.training.pairs import Image, Mask, TrainingVolume
+from etsam_zarr.training.settings import Augmentation, TrainSettings
 
 _FARTHEST = 500
 _CLIPS_AHEAD = 2

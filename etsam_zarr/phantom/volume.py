@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.geometry import Shape3, Span, ceil_div
-from etsam_zarr.phantom_density import CARBON_RADIUS, Bilayer, Carbon, render
-from etsam_zarr.phantom_imaging import (
+from etsam_zarr.phantom.density import CARBON_RADIUS, Bilayer, Carbon, render
+from etsam_zarr.phantom.imaging import (
     KERNEL_RADIUS,
     Image,
     Microscope,
@@ -31,7 +31,7 @@ from etsam_zarr.phantom_imaging import (
     signal_kernel,
     white_noise,
 )
-from etsam_zarr.phantom_shapes import Scene, generator
+from etsam_zarr.phantom.shapes import Scene, generator
 
 Box = tuple[Span, Span, Span]
 

@@ -27,13 +27,13 @@ from etsam_zarr.checkpoint import load_weights, read_checkpoint
 from etsam_zarr.errors import FingerprintError, OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.model_config import ModelConfig
-from etsam_zarr.training_average import KeptWeights
-from etsam_zarr.training_clips import ClipSampler, clips_ahead
-from etsam_zarr.training_log import LOSSES, TrainingLog
-from etsam_zarr.training_model import ClipModel, build_clip_model
-from etsam_zarr.training_pairs import TrainingVolume
-from etsam_zarr.training_predict import evaluate
-from etsam_zarr.training_settings import TrainSettings
+from etsam_zarr.training.average import KeptWeights
+from etsam_zarr.training.clips import ClipSampler, clips_ahead
+from etsam_zarr.training.log import LOSSES, TrainingLog
+from etsam_zarr.training.model import ClipModel, build_clip_model
+from etsam_zarr.training.pairs import TrainingVolume
+from etsam_zarr.training.predict import evaluate
+from etsam_zarr.training.settings import TrainSettings
 
 LAST = "last.pt"
 """Weights, optimizer and step of the latest checkpoint; its entry ``model`` is read like any checkpoint."""

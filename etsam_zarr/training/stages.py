@@ -16,14 +16,14 @@ from etsam_zarr.checkpoint import read_checkpoint
 from etsam_zarr.errors import DoesNotFitError, ModelError, SettingsError
 from etsam_zarr.events import Notice, OnEvent, ignore
 from etsam_zarr.model_config import ModelConfig, read_model_config
-from etsam_zarr.phantom import PhantomSettings
-from etsam_zarr.phantom_density import Bilayer
-from etsam_zarr.phantom_imaging import Microscope
-from etsam_zarr.phantom_store import write_phantom
-from etsam_zarr.training_loop import TrainJob, serialized, train
-from etsam_zarr.training_pairs import Pair, TrainingVolume
-from etsam_zarr.training_predict import compute_stage1
-from etsam_zarr.training_settings import PhantomSet, RecipeFile, TrainSettings
+from etsam_zarr.phantom.density import Bilayer
+from etsam_zarr.phantom.imaging import Microscope
+from etsam_zarr.phantom.store import write_phantom
+from etsam_zarr.phantom.volume import PhantomSettings
+from etsam_zarr.training.loop import TrainJob, serialized, train
+from etsam_zarr.training.pairs import Pair, TrainingVolume
+from etsam_zarr.training.predict import compute_stage1
+from etsam_zarr.training.settings import PhantomSet, RecipeFile, TrainSettings
 
 # A checkpoint with its optimizer's state is three times the weights; two stages, two files each, and room
 # to write.

@@ -21,8 +21,8 @@ from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import fixed_prompt, prompted_slices
 from etsam_zarr.sam import Propagation, SliceOutput, build_predictor
-from etsam_zarr.training_pairs import TrainingVolume
-from etsam_zarr.training_settings import TrainSettings
+from etsam_zarr.training.pairs import TrainingVolume
+from etsam_zarr.training.settings import TrainSettings
 
 _SLAB = 16
 

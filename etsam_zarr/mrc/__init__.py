@@ -1,0 +1,1 @@
+"""MRC files: what their headers say, reading and writing them slab by slab."""

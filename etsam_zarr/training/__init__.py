@@ -1,0 +1,1 @@
+"""Training of both stages from tomograms with masks, streamed from disk."""

@@ -6,11 +6,12 @@ intensities, stages, mask. Rounds take the numbers of workers in turn; ratios ar
 
     python benchmarks/workers.py                                    # 1 and 2 workers on the CPU, one thread each
     python benchmarks/workers.py --devices cuda:0,cuda:1,cuda:2,cuda:3 --model sam2.1_hiera_b+ --precision auto
-    python benchmarks/workers.py --devices cuda:0,cuda:1 --windows 8    # one tile in windows instead of tiles
-    python benchmarks/workers.py --follow --model demo-256 --depth 128  # one tile, stage 2 a slab behind stage 1
+    python benchmarks/workers.py --windows 2 --model demo-256 --depth 256  # one tile in windows, repaired where they meet
+    python benchmarks/workers.py --follow --model demo-256 --depth 128     # one tile, stage 2 a slab behind stage 1
 
-With ``--follow`` the tomogram is a phantom, and weights and settings are the model's own, but for stage 2's prompt:
-``zero``. One worker does one stage after the other.
+With ``--windows`` and ``--follow`` the tomogram is a phantom, and weights and settings are the model's own (with
+``--follow`` but for stage 2's prompt, ``zero``), since the speed of repairs depends on both. One worker walks through
+one window, one stage after the other.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ def run_once(
     from etsam_zarr.phantom.store import write_phantom
     from etsam_zarr.phantom.volume import PhantomSettings
     from etsam_zarr.pipeline import RunRequest, RunSummary, run
-    from etsam_zarr.plan import Seams, cut_windows, plan_run
+    from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windows, plan_run
     from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH
     from etsam_zarr.runtime_dask import DaskRuntime
     from etsam_zarr.sources import open_volume
 
     settings = resolve_settings("etsam-v2", tiling="tiles" if tiles > 1 else "whole")
+    on_phantom = follow or windows > 1
+    windows = windows if len(devices) > 1 else 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if follow:
+        if on_phantom:
             spec = choose_model(model)
-            settings = resolve_settings(None, model_settings=spec.settings, stage2_prompt="zero", tiling="whole")
+            changes = {"stage2_prompt": "zero"} if follow else {}
+            settings = resolve_settings(None, model_settings=spec.settings, tiling="whole", **changes)
         else:
             first, second = write_weights(model, folder)
             spec = choose_model(model, stage1_checkpoint=first, stage2_checkpoint=second)
@@ -66,7 +70,7 @@ def run_once(
 
         def volume_of(slices: int, label: str) -> Path:
             path = folder / f"{label}.zarr"
-            if follow:
+            if on_phantom:
                 return write_phantom(path, PhantomSettings((slices, edge, edge), seed=800_007, snr=0.5))
             noise = zarr.create_array(path, shape=(slices, edge, size), chunks=(16, 256, 256), dtype="float32")
             generator = np.random.default_rng(0)
@@ -79,7 +83,7 @@ def run_once(
                 spans = cut_windows(slices, count, unit=LOGIT_CHUNK_DEPTH) if count > 1 else None
                 plan = plan_run(
                     volume.info.shape, settings, spec.config, voxel_bytes=4, windows=spans,
-                    seams=Seams(16, 0.05) if spans else None,
+                    seams=Seams(DEFAULT_CONTEXT, DEFAULT_TOLERANCE) if spans else None,
                 )  # fmt: skip
                 request = RunRequest(plan, settings, spec, computed_in, where)
                 begun = time.perf_counter()

@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import hashlib
 import itertools
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ import torch
 from bundled_figure import draw_figure
 from etsam_zarr_cli.main import main as etsam_zarr
 from measure import save
-from model_card import fill_card
+from model_card import RESULT, fill_card
 
 from etsam_zarr.bundled import BUNDLED_SETTINGS, bundled_paths
 from etsam_zarr.checkpoint import read_checkpoint
@@ -171,16 +172,23 @@ def scores_of_memory(work: Path, weights: tuple[Path, Path], phantoms: list[Path
     return rows
 
 
-def training_of(folder: Path) -> dict[str, Any]:
-    """Sum up the logs of a training: epochs, steps, hours over all restarts, best validation Dice."""
-    summary = {}
-    for stage in (1, 2):
-        with (folder / f"stage{stage}" / "log.csv").open(newline="") as file:
+def training_of(folder: Path) -> list[dict[str, Any]]:
+    """Sum up the logs of a training, part by part: epochs, steps, hours over all restarts, best validation Dice.
+
+    Of parts that are not in the folder, because only the later ones were made anew, the last result file's are kept.
+    """
+    kept = json.loads(RESULT.read_text())["settings"]["training"] if RESULT.exists() else None
+    summary = {(row["part"], row["stage"]): row for row in kept or ()}
+    for log in sorted(folder.glob("*/stage[12]/log.csv")):
+        with log.open(newline="") as file:
             rows = list(csv.DictReader(file))
         seconds = [float(row["seconds"]) for row in rows]
         # The clock starts at 0 again where a training was resumed.
         restarts = [before for before, after in itertools.pairwise(seconds) if after < before]
-        summary[f"stage{stage}"] = {
+        part, stage = log.parts[-3], int(log.parts[-2].removeprefix("stage"))
+        summary[part, stage] = {
+            "part": part,
+            "stage": stage,
             "epochs": int(rows[-1]["epoch"]),
             "steps": int(rows[-1]["step"]),
             "hours": (sum(restarts) + seconds[-1]) / 3600,
@@ -188,13 +196,15 @@ def training_of(folder: Path) -> dict[str, Any]:
             "first_loss": float(rows[0]["loss_total"]),
             "last_loss": float(rows[-1]["loss_total"]),
         }
-    return summary
+    return [summary[key] for key in sorted(summary)]
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--stage1", type=click.Path(path_type=Path), help="Weights of stage 1. [default: the bundled ones]")
 @click.option("--stage2", type=click.Path(path_type=Path), help="Weights of stage 2. [default: the bundled ones]")
-@click.option("--training", type=click.Path(path_type=Path), help="Folder of the training, for its time and steps.")
+@click.option(
+    "--training", type=click.Path(path_type=Path), help="Folder of 'make bundled-model', for its time and steps."
+)
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps phantoms and runs. [default: none]")
 @click.option("--phantoms", default=5, help="Per signal-to-noise ratio.")
 @click.option("--shape", nargs=3, type=int, default=(32, 256, 256), help="Of these, z y x.")

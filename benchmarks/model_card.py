@@ -74,20 +74,20 @@ def _training(record: dict[str, Any]) -> str:
     training = record["settings"]["training"]
     if training is None:
         return "The result file says nothing of the training."
-    rows = []
-    for stage in (1, 2):
-        facts = training[f"stage{stage}"]
-        rows.append(
+    return table(
+        [
             {
-                "stage": stage,
+                "part": facts["part"],
+                "stage": facts["stage"],
                 "epochs": facts["epochs"],
                 "steps": facts["steps"],
-                "hours on one core": f"{facts['hours']:.1f}",
+                "hours": f"{facts['hours']:.1f}",
                 "loss": f"{facts['first_loss']:.2f} to {facts['last_loss']:.2f}",
                 "best validation Dice": f"{facts['best_validation_dice']:.3f}",
             }
-        )
-    return table(rows)
+            for facts in training
+        ]
+    )
 
 
 def _machine(record: dict[str, Any]) -> str:

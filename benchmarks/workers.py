@@ -6,7 +6,7 @@ intensities, stages, mask. Rounds take the numbers of workers in turn; ratios ar
 
     python benchmarks/workers.py                                    # 1 and 2 workers on the CPU, one thread each
     python benchmarks/workers.py --devices cuda:0,cuda:1,cuda:2,cuda:3 --model sam2.1_hiera_b+ --precision auto
-    python benchmarks/workers.py --windows 2 --model demo-256 --depth 256  # one tile in windows, repaired where they meet
+    python benchmarks/workers.py --windows 2 --model demo-256 --depth 256  # one tile in repaired windows
     python benchmarks/workers.py --follow --model demo-256 --depth 128     # one tile, stage 2 a slab behind stage 1
 
 With ``--windows`` and ``--follow`` the tomogram is a phantom, and weights and settings are the model's own (with

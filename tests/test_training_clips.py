@@ -49,6 +49,28 @@ def test_a_clip_depends_on_its_key_alone(volume: TrainingVolume) -> None:
     assert not torch.equal(a.images, c.images)
 
 
+def test_what_is_not_warped_is_a_flipped_cutout_voxel_by_voxel(volume: TrainingVolume) -> None:
+    flips_only = Augmentation(
+        flip_y=True, reverse=True, degrees=180, shear=10, zoom=(0.8, 1.2), warped=0.0, brightness=0, contrast=0
+    )
+    sampler = ClipSampler([volume], tiny.settings(augmentation=flips_only), stage=1, image_size=48)
+    truth = [mask for _, masks in (volume.planes(Span(z, z + 1)) for z in range(10)) for mask in masks]
+    found = set()
+    for key in range(16):
+        mask = sampler.draw(key).masks[1, 0].numpy()
+        places = {
+            (flip_y, flip_x, y, x)
+            for plane in truth
+            for flip_y, flip_x in itertools.product((1, -1), repeat=2)
+            for y, x in itertools.product(range(17), repeat=2)
+            if np.array_equal(plane[::flip_y, ::flip_x][y : y + 48, x : x + 48], mask)
+        }
+        assert len(places) == 1
+        found |= places
+    assert {place[:2] for place in found} == set(itertools.product((1, -1), repeat=2))
+    assert len({place[2:] for place in found}) > 8
+
+
 def test_a_lead_comes_before_the_same_clip(volume: TrainingVolume) -> None:
     without = ClipSampler([volume], tiny.settings(empty_prompts=0.0), stage=1, image_size=64)
     led = ClipSampler([volume], tiny.settings(empty_prompts=0.0, lead_slices=2), stage=1, image_size=64)

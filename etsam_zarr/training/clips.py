@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from etsam_zarr.config import PromptMethod
@@ -207,12 +208,13 @@ class _Warp:
         """Choose flips, rotation, shear, zoom, and in large slices which part is seen.
 
         A slice up to the image size fills the square, as in a run; of a larger one the square shows anything
-        between a window of the image size and the whole.
+        between a window of the image size and the whole. What is not warped is taken voxel by voxel.
         """
+        if augmentation.warped < 1 and rng.random() >= augmentation.warped:
+            return cls._unwarped(augmentation, size, image_size, rng)
         turn, shear = (math.radians(rng.uniform(-d, d)) for d in (augmentation.degrees, augmentation.shear))
         zoom = rng.uniform(*augmentation.zoom)
-        flip_x = -1.0 if augmentation.flip_x and rng.random() < 0.5 else 1.0
-        flip_y = -1.0 if augmentation.flip_y and rng.random() < 0.5 else 1.0
+        flips = _flips(augmentation, rng)
         window = rng.uniform(min(1.0, image_size / max(size)), 1.0)
         seen = window / zoom
         matrix = np.array(
@@ -220,8 +222,21 @@ class _Warp:
                 [math.cos(turn), -math.sin(turn + shear)],
                 [math.sin(turn), math.cos(turn + shear)],
             ]
-        ) @ np.diag([flip_x * seen, flip_y * seen])
-        shift = rng.uniform(-1, 1, size=2) * (1 - window)
+        ) @ np.diag(flips * seen)
+        return cls._of(matrix, rng.uniform(-1, 1, size=2) * (1 - window), image_size)
+
+    @classmethod
+    def _unwarped(
+        cls, augmentation: Augmentation, size: tuple[int, int], image_size: int, rng: np.random.Generator
+    ) -> _Warp:
+        flips = _flips(augmentation, rng)
+        across = np.array(size[::-1])
+        seen = np.minimum(across, image_size)
+        first = rng.integers(0, across - seen + 1)
+        return cls._of(np.diag(flips * seen / across), (2 * first + seen) / across - 1, image_size)
+
+    @classmethod
+    def _of(cls, matrix: npt.NDArray[np.float64], shift: npt.NDArray[np.float64], image_size: int) -> _Warp:
         theta = torch.tensor(np.column_stack([matrix, shift])[None], dtype=torch.float32)
         return cls(torch.nn.functional.affine_grid(theta, [1, 1, image_size, image_size], align_corners=False))
 
@@ -240,6 +255,13 @@ class _Warp:
         )
         image: Image = sampled[0, 0].numpy()
         return image
+
+
+def _flips(augmentation: Augmentation, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw the signs of x and y."""
+    x = -1.0 if augmentation.flip_x and rng.random() < 0.5 else 1.0
+    y = -1.0 if augmentation.flip_y and rng.random() < 0.5 else 1.0
+    return np.array([x, y])
 
 
 def _changed_greys(

@@ -33,6 +33,9 @@ class Augmentation:
     """Degrees."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Least and greatest enlargement."""
+    warped: float = 1.0
+    """Share of clips that are turned, sheared and zoomed. Interpolation smooths their noise, and they lose the
+    direction of the missing wedge; the others are only flipped, so that both are as a run sees them."""
     brightness: float = 0.1
     contrast: float = 0.03
     degraded_slices: float = 0.0

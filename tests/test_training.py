@@ -18,11 +18,12 @@ from etsam_zarr_cli.main import main
 
 from etsam_zarr.checkpoint import read_checkpoint
 from etsam_zarr.errors import DoesNotFitError, FingerprintError, ModelError, OutputExistsError
-from etsam_zarr.events import Advanced, Event
+from etsam_zarr.events import Advanced, Event, Notice
 from etsam_zarr.sam import build_predictor
 from etsam_zarr.training.clips import Clip, ClipSampler
-from etsam_zarr.training.loop import BEST, LAST, LOG, TrainJob, train
+from etsam_zarr.training.loop import KEPT, LAST, LOG, TrainJob, train
 from etsam_zarr.training.model import build_clip_model
+from etsam_zarr.training.predict import Score
 from etsam_zarr.training.settings import PhantomSet, load_recipe
 from etsam_zarr.training.stages import phantom_settings
 
@@ -122,8 +123,8 @@ def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path, weig
     assert bool(first["average"]) == bool(weight_averaging)
     for name, value in first["average"].items():
         assert torch.equal(value, second["average"][name]), name
-    best = read_checkpoint(job.folder / BEST)
-    assert all(torch.equal(value, best[name]) for name, value in read_checkpoint(whole.folder / BEST).items())
+    kept = read_checkpoint(job.folder / KEPT)
+    assert all(torch.equal(value, kept[name]) for name, value in read_checkpoint(whole.folder / KEPT).items())
     logs = []
     for folder in (whole.folder, job.folder):
         with (folder / LOG).open(newline="") as file:
@@ -131,6 +132,27 @@ def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path, weig
     assert logs[0] == logs[1]
     assert [row["epoch"] for row in logs[0]] == ["1", "2"]
     assert 0 <= float(logs[0][-1]["dice"]) <= 1
+
+
+@pytest.mark.parametrize(("keep", "validated"), [("best", True), ("last", True), ("best", False)])
+def test_what_is_kept(job: TrainJob, monkeypatch: pytest.MonkeyPatch, keep: str, validated: bool) -> None:
+    """Of three epochs, the second with the best score."""
+    scores = iter((0.2, 0.6, 0.4))
+    monkeypatch.setattr("etsam_zarr.training.loop.evaluate", lambda *_, **__: Score(next(scores), 0.5, 0.5))
+    settings = tiny.settings(epochs=3, weight_averaging=0.5, keep=keep)
+    job = dataclasses.replace(job, settings=settings, validation=job.validation if validated else [])
+    averages = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Notice) and event.message.startswith("Epoch"):
+            averages.append(read_checkpoint(job.folder / KEPT))
+
+    result = read_checkpoint(train(job, on_event=note))
+    expected = averages[1] if (keep, validated) == ("best", True) else averages[2]
+    at_the_end = torch.load(job.folder / LAST, weights_only=True)["average"]
+    same_as_at_the_end = all(torch.equal(value, at_the_end[f"module.{name}"]) for name, value in result.items())
+    assert all(torch.equal(value, expected[name]) for name, value in result.items())
+    assert same_as_at_the_end == ((keep, validated) != ("best", True))
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -219,7 +241,7 @@ def test_command_trains_both_stages_and_a_run_loads_them(tmp_path: Path, capsys:
         halved = out / f"stage{stage}-half.pt"
         build_predictor(config, read_checkpoint(halved), origin=str(halved))
         assert halved.stat().st_size < 0.6 * checkpoint.stat().st_size
-    assert (out / "stage1" / BEST).exists()
+    assert (out / "stage1" / KEPT).exists()
 
 
 def test_training_starts_from_named_weights(

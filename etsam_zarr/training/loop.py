@@ -37,8 +37,9 @@ from etsam_zarr.training.settings import TrainSettings
 
 LAST = "last.pt"
 """Weights, optimizer and step of the latest checkpoint; its entry ``model`` is read like any checkpoint."""
-BEST = "best.pt"
-"""Weights with the best validation Dice, ``{"model": state_dict}`` as ETSAM's own files."""
+KEPT = "kept.pt"
+"""The result so far, ``{"model": state_dict}`` as ETSAM's own files: the weights after the epoch with the best
+validation Dice; after the latest one where nothing is validated, or the settings want it so."""
 LOG = "log.csv"
 
 
@@ -79,8 +80,8 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
 
     1. Build the model, from scratch or a checkpoint, or take over an interrupted training.
     2. For each step: draw clips (a thread does, ahead of time), add up gradients, clip them, step.
-    3. After each epoch: validate, log, keep the best weights. Every few minutes, and at the end of an epoch, write a
-       checkpoint.
+    3. After each epoch: validate, log, keep the weights if they are the best. Every few minutes, and at the end of an
+       epoch, write a checkpoint.
 
     Every random choice is a function of seed and step, so that an interrupted training, resumed, ends as an
     uninterrupted one: to the last bit on CPU in float32 with the same number of threads.
@@ -88,7 +89,7 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
     Returns
     -------
     pathlib.Path
-        The checkpoint with the best validation Dice; the last one where nothing was validated.
+        The checkpoint :data:`KEPT`.
 
     Raises
     ------
@@ -155,8 +156,7 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
             progress.sums, progress.steps_in_epoch = {}, 0
     log.close()
     on_event(Finished(name, time.monotonic() - begun))
-    best = job.folder / BEST
-    return best if best.exists() else last
+    return job.folder / KEPT
 
 
 @dataclass
@@ -269,14 +269,16 @@ def _finish_epoch(
         row: dict[str, object] = {"epoch": epoch, "step": progress.step, "learning_rate": f"{rate:.3g}"}
         row.update({f"loss_{name}": f"{mean:.5f}" for name in LOSSES if (mean := averages.mean(name)) is not None})
         said = f"Epoch {epoch}: loss {averages.mean('total'):.4f}"
+        weights = kept.weights()
+        keep = not job.validation or job.settings.keep == "last"
         if job.validation:
-            weights = kept.weights()
             score = evaluate(job.config, weights, job.validation, job.settings, stage=job.stage, device=fabric.device)
             row.update({name: f"{value:.5f}" for name, value in dataclasses.asdict(score).items()})
             said += f", validation Dice {score.dice:.4f}"
-            if score.dice > progress.best_dice:
-                progress.best_dice = score.dice
-                write_atomically(job.folder / BEST, serialized({"model": weights}))
+            keep = keep or score.dice > progress.best_dice
+            progress.best_dice = max(progress.best_dice, score.dice)
+        if keep:
+            write_atomically(job.folder / KEPT, serialized({"model": weights}))
         row["seconds"] = f"{time.monotonic() - begun:.1f}"
         log.add(row)
         on_event(Notice(f"{said}."))

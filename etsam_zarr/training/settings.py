@@ -13,6 +13,7 @@ from etsam_zarr.errors import InputNotFoundError, SettingsError
 
 Recipe = Literal["etsam", "inference"]
 TrainPrecision = Literal["32-true", "bf16-mixed"]
+Keep = Literal["best", "last"]
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -106,6 +107,9 @@ class TrainSettings:
     weight_averaging: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is validated and kept; 0 keeps
     the latest weights. The average over many steps does without their noise (Polyak and Juditsky 1992)."""
+    keep: Keep = "best"
+    """``best``: the result is what had the best validation Dice; ``last``: the weights at the end, when the learning
+    rate has come down, for validation volumes too few to choose by."""
     start_from_stage1: bool = False
     """Whether stage 2 starts from stage 1's weights; otherwise from scratch or the checkpoint that is
     given."""
@@ -126,7 +130,8 @@ class TrainSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it takes a number above 0.")
         if not 0 <= self.weight_averaging < 1:
             raise SettingsError(f"weight_averaging is {self.weight_averaging}; it takes a number from 0 to below 1.")
-        for name, kinds in (("recipe", Recipe), ("precision", TrainPrecision), ("normalize_method", NormalizeMethod)):
+        kinds_of = {"recipe": Recipe, "precision": TrainPrecision, "normalize_method": NormalizeMethod, "keep": Keep}
+        for name, kinds in kinds_of.items():
             if getattr(self, name) not in get_args(kinds):
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; it takes {', '.join(get_args(kinds))}.")
 

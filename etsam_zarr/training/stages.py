@@ -96,9 +96,9 @@ def train_stages(request: TrainRequest, *, on_event: OnEvent = ignore) -> dict[i
             devices=request.devices,
             tensorboard=request.tensorboard,
         )
-        best = train(job, resume=request.resume, on_event=on_event)
+        kept = train(job, resume=request.resume, on_event=on_event)
         results[stage] = result = request.out / f"stage{stage}.pt"
-        write_atomically(result, serialized({"model": read_checkpoint(best)}))
+        write_atomically(result, serialized({"model": read_checkpoint(kept)}))
     return results
 
 

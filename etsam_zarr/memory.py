@@ -73,7 +73,7 @@ def project(
     given = max(tile.height * tile.width for tile in plan.tiles)
     layer = info.chunks[0] * plane * info.dtype.itemsize
     cache = min(layer, DEFAULT_CACHE_BYTES) if info.chunks[0] > 1 else 0
-    # One slab of whole slices is reduced for the overview while the next one is measured, and the model is built.
+    # One slab of whole slices is reduced for the overview while the next one is measured; the model is there.
     measure = min(2 * plan.pass_slab, depth) * plane * info.dtype.itemsize + cache + 4 * plane * 4 + 2 * weights
 
     pixels = model.image_size**2

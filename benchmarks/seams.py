@@ -94,7 +94,7 @@ class GuessedWindows:
         walk.restore(conditioning=self._conditioning, recent={})
         slab = Slab(window, native=self._plan.image_size // 4, measure_bounds=False)
         lead = Span(window.start - context, window.start)
-        with frames.ahead(Span(lead.start, window.stop), skipping=frozenset(self._inputs.prompts)):
+        with frames.in_order(Span(lead.start, window.stop), skipping=frozenset(self._inputs.prompts)):
             if lead.size:
                 walk.walk(lead, lambda output: None)
             walk.walk(window, slab.take)

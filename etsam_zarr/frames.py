@@ -42,7 +42,7 @@ class StreamedFrames:
     Parameters
     ----------
     read_planes
-        Delivers the slices; called by the preparing thread within :meth:`ahead`, by the caller's otherwise.
+        Delivers the slices; called by the preparing thread within :meth:`in_order`, or by the caller.
     depth
         Slices of the whole volume.
     image_size

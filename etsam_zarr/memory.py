@@ -74,7 +74,7 @@ def project(
     layer = info.chunks[0] * plane * info.dtype.itemsize
     cache = min(layer, DEFAULT_CACHE_BYTES) if info.chunks[0] > 1 else 0
     # One slab of whole slices is reduced for the overview while the next one is measured; the model is there.
-    measure = min(2 * plan.pass_slab, depth) * plane * info.dtype.itemsize + cache + 4 * plane * 4 + 2 * weights
+    measure = min(2 * plan.pass_slab, depth) * plane * info.dtype.itemsize + cache + 4 * plane * 4 + weights
 
     pixels = model.image_size**2
     activations = _MODEL_FIXED + int(pixels * (_MODEL_PER_PIXEL + _MODEL_PER_PIXEL_AND_CHANNEL * model.trunk_channels))

@@ -186,7 +186,7 @@ def test_bfloat16_trains_too(job: TrainJob) -> None:
 
 def test_a_training_is_neither_overwritten_nor_mixed(job: TrainJob, tmp_path: Path) -> None:
     short = dataclasses.replace(job, settings=tiny.settings(epochs=1, steps_per_epoch=1), validation=[])
-    assert train(short) == job.folder / LAST
+    assert train(short) == job.folder / KEPT
     with pytest.raises(OutputExistsError, match="--resume"):
         train(short)
     with pytest.raises(FingerprintError, match="other data, settings"):
@@ -365,7 +365,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training_clearly(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     said = capsys.readouterr().err
-    assert "last.pt" in said
+    assert "kept.pt" in said
     assert "give the" in said
     assert not list((out / "stage1").glob("*.pt"))
     assert main([*arguments, "--resume"]) == 0

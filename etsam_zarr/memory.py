@@ -73,8 +73,8 @@ def project(
     given = max(tile.height * tile.width for tile in plan.tiles)
     layer = info.chunks[0] * plane * info.dtype.itemsize
     cache = min(layer, DEFAULT_CACHE_BYTES) if info.chunks[0] > 1 else 0
-    # One slab of whole slices is reduced for the overview while the next one is measured; the model is there.
-    measure = min(2 * plan.pass_slab, depth) * plane * info.dtype.itemsize + cache + 4 * plane * 4 + weights
+    # One slab of whole slices is reduced for the overview while the next one is measured.
+    measure = min(2 * plan.pass_slab, depth) * plane * info.dtype.itemsize + cache + 4 * plane * 4
 
     pixels = model.image_size**2
     activations = _MODEL_FIXED + int(pixels * (_MODEL_PER_PIXEL + _MODEL_PER_PIXEL_AND_CHANNEL * model.trunk_channels))

@@ -109,7 +109,7 @@ def run(
         ledger = Ledger(store.path / "ledger")
         _take_over_voxel_size(volume, store, ledger, on_event)
         limits, overview = _measure(volume, store, ledger, request, background, on_event)
-        predictors = _built(predictors or Predictors(), request, ledger, runtime)
+        predictors = _load_model(predictors or Predictors(), request, ledger, runtime)
         facts = run_facts(volume, store, request, limits)
         stages = Stages(
             facts, store, ledger, fence, volume, str(request.device), runtime, on_event, predictors,
@@ -234,7 +234,7 @@ def _angstrom(size: tuple[float, float, float] | None) -> str:
     return "unknown" if size is None else "{:g} x {:g} x {:g} A (z y x)".format(*size)
 
 
-def _built(predictors: Predictors, request: RunRequest, ledger: Ledger, runtime: Runtime) -> Predictors | None:
+def _load_model(predictors: Predictors, request: RunRequest, ledger: Ledger, runtime: Runtime) -> Predictors | None:
     """Build the model and load the weights of what is missing.
 
     Not before the measuring: its slabs would then stay with all memory that the model frees (70 MiB more for nine tiles

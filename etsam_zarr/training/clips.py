@@ -223,7 +223,7 @@ class _Warp:
                 [math.sin(turn), math.cos(turn + shear)],
             ]
         ) @ np.diag(flips * seen)
-        return cls._of(matrix, rng.uniform(-1, 1, size=2) * (1 - window), image_size)
+        return cls._affine(matrix, rng.uniform(-1, 1, size=2) * (1 - window), image_size)
 
     @classmethod
     def _unwarped(
@@ -233,10 +233,10 @@ class _Warp:
         across = np.array(size[::-1])
         seen = np.minimum(across, image_size)
         first = rng.integers(0, across - seen + 1)
-        return cls._of(np.diag(flips * seen / across), (2 * first + seen) / across - 1, image_size)
+        return cls._affine(np.diag(flips * seen / across), (2 * first + seen) / across - 1, image_size)
 
     @classmethod
-    def _of(cls, matrix: npt.NDArray[np.float64], shift: npt.NDArray[np.float64], image_size: int) -> _Warp:
+    def _affine(cls, matrix: npt.NDArray[np.float64], shift: npt.NDArray[np.float64], image_size: int) -> _Warp:
         theta = torch.tensor(np.column_stack([matrix, shift])[None], dtype=torch.float32)
         return cls(torch.nn.functional.affine_grid(theta, [1, 1, image_size, image_size], align_corners=False))
 

@@ -15,7 +15,8 @@ from etsam_zarr.ome import OmeVersion, create_pyramid
 from etsam_zarr.pyramid import build_pyramid
 
 LARGEST_EDGE = 512
-_CHUNK = (32, 256, 256)
+# Few slices deep: as many reduced slices wait to be written, and twice as many are read for the next level.
+_CHUNK = (16, 256, 256)
 
 
 def overview_factor(shape: Shape3) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -125,31 +126,34 @@ def halve(block: Array, *, reduce: Reduction) -> Array:
     [[[1, 7]]]
     """
     # Repeating the last voxel of an odd axis leaves mean, maximum and mode of those that exist as they are.
-    padded = np.pad(block, [(0, size % 2) for size in block.shape], mode="edge")
+    missing = [(0, size % 2) for size in block.shape]
+    even = np.pad(block, missing, mode="edge") if np.any(missing) else block
     if reduce == "max":
-        # Axis by axis: ten times as fast as over three axes at once.
-        for axis in range(3):
-            first, second = (padded[(slice(None),) * axis + (slice(start, None, 2),)] for start in (0, 1))
-            padded = np.maximum(first, second)
-        return padded
-    z, y, x = (size // 2 for size in padded.shape)
-    eight = padded.reshape(z, 2, y, 2, x, 2)
+        return _combined(even, np.maximum)
     if reduce == "mean":
-        return _mean(eight, block.dtype)
+        return _mean(even)
+    z, y, x = (size // 2 for size in even.shape)
+    eight = even.reshape(z, 2, y, 2, x, 2)
     return _most_frequent(eight.transpose(1, 3, 5, 0, 2, 4).reshape(8, z, y, x))
 
 
-def _mean(eight: Array, dtype: np.dtype[Any]) -> Array:
-    values: Array
-    if dtype.kind in "iu" and dtype.itemsize <= 2:
-        values = (eight.sum(axis=(1, 3, 5), dtype=np.int32) + 4) >> 3
-    elif dtype.kind in "iu":
-        values = np.floor(eight.mean(axis=(1, 3, 5), dtype=np.float64) + 0.5)
-    elif dtype.kind == "b":
-        values = eight.mean(axis=(1, 3, 5), dtype=np.float32) >= 0.5
-    else:
-        values = eight.mean(axis=(1, 3, 5), dtype=np.float64 if dtype.itemsize > 4 else np.float32)
-    return values.astype(dtype)
+def _combined(even: Array, combine: Callable[[Array, Array], Array]) -> Array:
+    """Combine the two voxels of each pair axis by axis: several times as fast as all eight at once."""
+    for axis in range(3):
+        first, second = (even[(slice(None),) * axis + (slice(start, None, 2),)] for start in (0, 1))
+        even = combine(first, second)
+    return even
+
+
+def _mean(even: Array) -> Array:
+    dtype = even.dtype
+    if dtype.kind in "iub":
+        exact = np.int32 if dtype.itemsize <= 2 else np.float64
+        total = _combined(even, functools.partial(np.add, dtype=exact))
+        return ((total + 4) >> 3 if exact is np.int32 else np.floor(total / 8 + 0.5)).astype(dtype)
+    adding = np.float64 if dtype.itemsize > 4 else np.float32
+    total = _combined(even, functools.partial(np.add, dtype=adding))
+    return (total / 8).astype(dtype)
 
 
 def _most_frequent(candidates: Array) -> Array:

@@ -116,9 +116,9 @@ def _min_max_positive_values(limits: IntensityRange) -> Callable[[npt.NDArray[An
     maximum = np.float32(limits.maximum)
 
     def normalize(values: npt.NDArray[Any]) -> Image:
-        positive = values.astype(np.float32)
-        positive[positive < 0] = 0
-        return positive / maximum
+        positive: Image = np.maximum(values.astype(np.float32, copy=False), np.float32(0))
+        positive /= maximum
+        return positive
 
     return normalize
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: Path, *, glance: bool = False) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint, on the CPU, without running code from the file.
+
+    Parameters
+    ----------
+    glance
+        Whether only names and shapes are wanted: values are then read when they are looked at.
 
     Raises
     ------
@@ -38,7 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             "failed. Download it again and compare its size and checksum with the source's."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = glance and zipfile.is_zipfile(path)  # PyTorch cannot map its files of before 2020
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
@@ -64,6 +71,18 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *,
     ModelError
         They belong to another architecture; the message names the first weight that differs.
     """
+    check_weights(model, weights, origin=origin)
+    model.load_state_dict(dict(weights))
+
+
+def check_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, origin: str) -> None:
+    """Compare names and shapes of ``weights`` with those of ``model``.
+
+    Raises
+    ------
+    ModelError
+        They belong to another architecture; the message names the first weight that differs.
+    """
     expected = model.state_dict()
     problem = None
     for name, value in expected.items():
@@ -80,7 +99,6 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *,
             f"The checkpoint {origin} does not belong to this model: {problem}. Give --model the config that the "
             "checkpoint was trained with (ETSAM's: sam2.1_hiera_b+)."
         )
-    model.load_state_dict(dict(weights))
 
 
 def file_digest(path: Path) -> str:

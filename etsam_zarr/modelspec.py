@@ -68,7 +68,7 @@ class ModelSpec:
         if self.checkpoints is None:
             states = [_seeded_weights(_SEEDS[1])]
         else:
-            states = [read_checkpoint(path) for path in self.checkpoints]
+            states = [read_checkpoint(path, glance=True) for path in self.checkpoints]
         return max(sum(4 * int(weight.numel()) for weight in state.values()) for state in states)
 
     def build(self, device: torch.device | str) -> Predictor:
@@ -85,13 +85,32 @@ class ModelSpec:
         ModelError
             The checkpoint cannot be read or does not belong to the model.
         """
-        from etsam_zarr.checkpoint import load_weights, read_checkpoint
+        from etsam_zarr.checkpoint import load_weights
+
+        weights, origin = self._weights(stage)
+        load_weights(predictor, weights, origin=origin)
+
+    def check(self, predictor: Predictor, stage: Stage) -> None:
+        """Look whether the weights of a stage fit the predictor, and leave it as it is.
+
+        Raises
+        ------
+        ModelError
+            The checkpoint cannot be read or does not belong to the model.
+        """
+        from etsam_zarr.checkpoint import check_weights
+
+        weights, origin = self._weights(stage, glance=True)
+        check_weights(predictor, weights, origin=origin)
+
+    def _weights(self, stage: Stage, *, glance: bool = False) -> tuple[dict[str, torch.Tensor], str]:
+        """Return the weights of a stage, and where they come from."""
+        from etsam_zarr.checkpoint import read_checkpoint
 
         if self.checkpoints is None:
-            load_weights(predictor, _seeded_weights(_SEEDS[stage]), origin=SEEDED_MODEL)
-            return
+            return _seeded_weights(_SEEDS[stage]), SEEDED_MODEL
         path = self.checkpoints[stage - 1]
-        load_weights(predictor, read_checkpoint(path), origin=str(path))
+        return read_checkpoint(path, glance=glance), str(path)
 
 
 def choose_model(

@@ -235,7 +235,7 @@ def _angstrom(size: tuple[float, float, float] | None) -> str:
 
 
 def _load_model(predictors: Predictors, request: RunRequest, ledger: Ledger, runtime: Runtime) -> Predictors | None:
-    """Build the model and load the weights of what is missing.
+    """Build the model with the weights that are needed first, and look whether those of stage 2 will fit.
 
     Not before the measuring: its slabs would then stay with all memory that the model frees (70 MiB more for nine tiles
     of 256 x 256). Nor in a thread of its own beside it: PyTorch's OpenMP would keep a second team of threads, and
@@ -244,12 +244,14 @@ def _load_model(predictors: Predictors, request: RunRequest, ledger: Ledger, run
     Returns
     -------
     Predictors or None
-        With the weights that are needed first; None where other processes have models of their own.
+        None where other processes have models of their own.
     """
     device = str(request.device) if runtime.in_process else "cpu"
-    for stage in reversed(STAGES):
-        if not ledger.finished(f"stage{stage}"):
-            predictors.get(request.model, stage, device)
+    missing = [stage for stage in STAGES if not ledger.finished(f"stage{stage}")]
+    if missing:
+        predictor = predictors.get(request.model, missing[0], device)
+        for stage in missing[1:]:
+            request.model.check(predictor, stage)
     return predictors if runtime.in_process else None
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
+from etsam_zarr.allocation import keep_freed_memory
 from etsam_zarr.encode_ahead import takes_all_cores, worth_encoding_ahead
 from etsam_zarr.events import Advanced, OnEvent
 from etsam_zarr.frames import StreamedFrames
@@ -79,6 +80,9 @@ def opened_desk(job: BlockJob, on_event: OnEvent, volume: Volume | None, predict
         )  # fmt: skip
         frames = StreamedFrames(inputs.read_planes, depth=store.shape[0], image_size=run.plan.image_size, slab=job.slab)
         predictor = predictors.get(run.model, block.stage, job.device)
+        if job.device == "cpu":
+            # Not before: what is freed of the intensity pass and of loading would then stay as well.
+            keep_freed_memory()
         walk = Propagation(predictor, frames, height=inputs.height, width=inputs.width, precision=run.precision)
         # Where the model takes all cores, only what is waited for can be done beside it.
         beside = is_remote(volume.info.uri) or not takes_all_cores(job.device)
@@ -121,8 +125,7 @@ def walked_slabs(
                 predictions.after(output)
                 desk.on_event(Advanced(name or desk.name))
 
-            crowded = worth_encoding_ahead(desk.job.device)
-            with walk.encoding_ahead(span) if crowded else contextlib.nullcontext():
+            with walk.encoding(span, ahead=worth_encoding_ahead(desk.job.device)):
                 walk.walk(span, take)
             state = walk.recent_state()
             if span.stop == stop and beyond.size:

@@ -32,7 +32,7 @@ _MODEL_PER_PIXEL = 60.0
 _MODEL_PER_PIXEL_AND_CHANNEL = 6.3
 # What encoding the next slice meanwhile adds on a CPU, measured with Hiera-T at 256, 512 and 1024 pixels. It is counted
 # also where nothing is encoded ahead (one thread, or very many).
-_AHEAD_FIXED = 20 * MIB
+_AHEAD_FIXED = 50 * MIB
 _AHEAD_PER_PIXEL = 200.0
 _BFLOAT16_SHARE = 0.8  # of the activations, which autocast keeps partly in float32
 # Of what one pass frees, the next one finds this share in pieces too small for it: measured with slices of 2048 x 2048,

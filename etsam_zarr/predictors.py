@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from etsam_zarr.allocation import keep_freed_memory
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.runstore import Stage
 from etsam_zarr.sam import Predictor
@@ -30,8 +29,6 @@ class Predictors:
         """
         built = (model.config.digest, device)
         if self._predictor is None or built != self._built:
-            if device == "cpu":
-                keep_freed_memory()
             self._predictor = self._loaded = None  # before the next one takes its memory
             self._predictor, self._built = model.build(device), built
         loaded = (stage, _identity(model, stage))

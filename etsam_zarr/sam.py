@@ -25,10 +25,11 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from etsam_zarr.checkpoint import load_weights
 from etsam_zarr.config import Precision
 from etsam_zarr.encode_ahead import EncodedAhead, Features, Frames
+from etsam_zarr.encode_pairs import EQUAL_IN_PAIRS, MOST_PIXELS, EncodedPairs
 from etsam_zarr.errors import ModelError
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
-from etsam_zarr.remembered import remember_position_embedding, remember_sine_encoding
+from etsam_zarr.remembered import remember_absent_prompt, remember_position_embedding, remember_sine_encoding
 
 MEMBRANE = 1
 """The object id under which the membranes are tracked."""
@@ -92,6 +93,7 @@ def build_predictor(
     if weights is not None:
         load_weights(predictor, weights, origin=origin)
     remember_position_embedding(predictor.image_encoder.trunk)
+    remember_absent_prompt(predictor.sam_prompt_encoder)
     for module in predictor.modules():
         if isinstance(module, PositionEmbeddingSine):
             remember_sine_encoding(module)
@@ -126,7 +128,7 @@ class Propagation:
         self._predictor = predictor
         self._precision = precision
         self._frames = _Timed(frames)
-        self._ahead: EncodedAhead | None = None
+        self._encoded: EncodedAhead | EncodedPairs | None = None
         self.seconds = 0.0
         """Time spent in sam2 so far, without what it waited for frames."""
         with _fed_by(predictor, self._frames, height, width):
@@ -175,17 +177,34 @@ class Propagation:
             self._forget_before(z + 1)
 
     @contextlib.contextmanager
-    def encoding_ahead(self, order: Span) -> Iterator[None]:
-        """Within this context exactly the slices of ``order`` are walked, and each is encoded beside the one before it.
+    def encoding(self, order: Span, *, ahead: bool) -> Iterator[None]:
+        """Within this context exactly the slices of ``order`` are walked, which their images' encoding makes use of.
 
-        All prompts are given before; a prompted slice's image is not needed in the walk. See :mod:`encode_ahead`.
+        All prompts are given before; a prompted slice's image is not needed in the walk.
+
+        Parameters
+        ----------
+        ahead
+            Whether each is encoded beside the one before it, see :mod:`encode_ahead`; else small ones on a CPU are
+            encoded in pairs, see :mod:`encode_pairs`.
         """
         wanted = (z for z in range(order.start, order.stop) if z not in self._outputs["cond_frame_outputs"])
-        with EncodedAhead(self._encoded, self._frames.frames, wanted) as self._ahead:
+        with contextlib.ExitStack() as stack:
+            if ahead:
+                self._encoded = stack.enter_context(EncodedAhead(self._features_of, self._frames.frames, wanted))
+            elif self._may_pair:
+                equal = EQUAL_IN_PAIRS.of(self._predictor)
+                self._encoded = EncodedPairs(self._features_of, self._frames.frames, wanted, equal)
             try:
                 yield
             finally:
-                self._ahead = None
+                self._encoded = None
+
+    @property
+    def _may_pair(self) -> bool:
+        model = self._predictor
+        small = model.image_size**2 <= MOST_PIXELS
+        return model.device.type == "cpu" and self._precision == "float32" and small
 
     @property
     def reach(self) -> int:
@@ -245,20 +264,20 @@ class Propagation:
             self._outputs[key].clear()
             self._outputs[key].update(_unpacked(packed, positions, device))
 
-    def _encoded(self, frame: torch.Tensor) -> Features:
-        """Encode an image as sam2 does where it finds none in its cache; in any thread."""
+    def _features_of(self, *frames: torch.Tensor) -> Features:
+        """Encode images as sam2 does where it finds none in its cache; in any thread."""
         with self._modes():
-            image = frame.to(self._predictor.device).float().unsqueeze(0)
-            return image, self._predictor.forward_image(image)
+            images = torch.stack(frames).to(self._predictor.device).float()
+            return images, self._predictor.forward_image(images)
 
     def _take_features(self, z: int) -> None:
-        """Put what was encoded ahead of a slice where sam2 looks for it."""
-        if self._ahead is None or z in self._outputs["cond_frame_outputs"]:
+        """Put what was encoded of a slice where sam2 looks for it."""
+        if self._encoded is None or z in self._outputs["cond_frame_outputs"]:
             return
         self._state["cached_features"] = {}  # free those of the last slice before waiting
-        waited = self._ahead.seconds_waited
-        self._state["cached_features"] = {z: self._ahead.take(z)}
-        self._frames.seconds += self._ahead.seconds_waited - waited
+        waited = self._encoded.seconds_waited
+        self._state["cached_features"] = {z: self._encoded.take(z)}
+        self._frames.seconds += self._encoded.seconds_waited - waited
 
     @property
     def _outputs(self) -> dict[str, dict[int, dict[str, Any]]]:

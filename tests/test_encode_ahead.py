@@ -225,7 +225,7 @@ def test_a_walk_that_encodes_ahead_equals_one_that_does_not(predictor: Any) -> N
     frames = RepeatedFrames(DEPTH, period=DEPTH)
     expected = logits_of(walked(_prompted(predictor, frames), Span(0, DEPTH)))
     walk = _prompted(predictor, frames)
-    with walk.encoding_ahead(Span(0, DEPTH)):
+    with walk.encoding(Span(0, DEPTH), ahead=True):
         found = [*walked(walk, Span(0, 2)), *walked(walk, Span(2, DEPTH))]
     assert torch.equal(logits_of(found), expected)
     assert walk.seconds > 0
@@ -240,7 +240,7 @@ def test_a_slice_that_cannot_be_read_ends_the_walk_with_its_error(predictor: Any
 
     walk = _prompted(predictor, Broken(DEPTH, period=DEPTH))
     outputs: list[int] = []
-    with pytest.raises(OSError, match="slice 5 is not there"), walk.encoding_ahead(Span(0, DEPTH)):
+    with pytest.raises(OSError, match="slice 5 is not there"), walk.encoding(Span(0, DEPTH), ahead=True):
         walk.walk(Span(0, DEPTH), lambda output: outputs.append(output.z))
     assert outputs == [0, 1, 2, 3, 4]
     assert _no_thread_is_left()

@@ -145,6 +145,21 @@ def test_encoding_ahead_equals_etsam(
         np.testing.assert_array_equal(got, wanted, err_msg=f"stage {stage}")
 
 
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_two_threads_equal_etsam(
+    precision: Precision, spec: ModelSpec, predictors: tuple[Any, Any], voxels: npt.NDArray[np.float32],
+    volume_path: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """In float32 with images in pairs: two threads share them out otherwise than one image."""
+    settings = resolve_settings("etsam-v2", grid_interval=INTERVAL)
+    expected = in_memory(predictors, voxels, settings, autocast=precision == "bfloat16")
+    summary = stream(volume_path, tmp_path / "run.etsam.zarr", spec, settings, precision=precision)
+    for stage, (got, wanted) in enumerate(zip(streamed_logits(summary), expected, strict=True), start=1):
+        assert_crosses(wanted, settings.logit_threshold)
+        np.testing.assert_array_equal(got, wanted, err_msg=f"stage {stage}")
+
+
 @pytest.mark.parametrize("stage2_prompt", ["zero", "grid", "grid_zero", "stage1_partial"])
 @pytest.mark.parametrize("stage1_prompt", ["zero", "grid", "grid_zero"])
 def test_prompts_equal_etsam(

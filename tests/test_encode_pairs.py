@@ -167,6 +167,11 @@ def test_bfloat16_is_encoded_slice_by_slice(seeded_predictor: Any, monkeypatch: 
     assert known.of(seeded_predictor) == {}
 
 
+def _features(predictor: Any, images: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = predictor.forward_image(images)["vision_features"]
+    return features
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_one_look_tells_for_all_slices(threads: int, seeded_predictor: Any) -> None:

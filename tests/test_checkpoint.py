@@ -31,10 +31,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "weights.pt"
 
 
-def test_weights_come_back_as_they_were_saved(path: Path) -> None:
+@pytest.mark.parametrize("glance", [False, True])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_come_back_as_they_were_saved(zipped: bool, glance: bool, path: Path) -> None:
     state = _model().state_dict()
-    torch.save({"model": state}, path)
-    loaded = read_checkpoint(path)
+    torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
+    loaded = read_checkpoint(path, glance=glance)
     assert list(loaded) == list(state)
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
@@ -59,20 +61,22 @@ def test_a_failed_download_is_recognised(content: bytes, message: str, path: Pat
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("glance", [False, True])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(share: float, path: Path) -> None:
+def test_a_truncated_file_is_refused(share: float, glance: bool, path: Path) -> None:
     torch.save({"model": _model().state_dict()}, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(ModelError, match="cannot be read as PyTorch weights"):
-        read_checkpoint(path)
+        read_checkpoint(path, glance=glance)
 
 
+@pytest.mark.parametrize("glance", [False, True])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_checkpoint_does_not_run(zipped: bool, path: Path, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_does_not_run(zipped: bool, glance: bool, path: Path, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     torch.save({"model": _RunsCode(mark)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ModelError, match=r"cannot be read as PyTorch weights.*tensors only"):
-        read_checkpoint(path)
+        read_checkpoint(path, glance=glance)
     assert not mark.exists()
 
 

@@ -4,7 +4,7 @@ Both loops run both stages with profile etsam-v2, in turn, several times, each i
 within a round. Reported besides: what share of the streamed run's time passes outside the model.
 
     python benchmarks/throughput.py                       # seeded-256, float32
-    python benchmarks/throughput.py --model sam2.1_hiera_t --image-size 512 --precision auto
+    python benchmarks/throughput.py --model sam2.1_hiera_t --image-size 512 --depth 24 --precision auto
     python benchmarks/throughput.py --model sam2.1_hiera_b+ --device cuda:0 --precision auto --depth 64
 """
 
@@ -121,7 +121,7 @@ def run_once(
 @click.command()
 @click.option("--model", default="seeded-256", show_default=True)
 @click.option("--image-size", default=0, show_default=True, help="Another image size than the model's own.")
-@click.option("--depth", default=48, show_default=True)
+@click.option("--depth", default=256, show_default=True)
 @click.option("--size", default=256, show_default=True, help="Edge of a slice in voxels.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--precision", default="float32", show_default=True, help="Of the streamed run; the reference computes "

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etsam_zarr.errors import ClusterError, SettingsError
+from etsam_zarr.errors import ClusterError, SettingsError, in_one_line
 from etsam_zarr.events import Notice, OnEvent
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ def existing_cluster(scheduler: str) -> Iterator[Client]:
             client = Client(**where, timeout=20, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(
-                f"No scheduler answers at {scheduler} ({error}). Start one with 'dask scheduler', or take --workers or "
-                "--devices for workers on this machine."
+                f"No scheduler answers at {scheduler} ({in_one_line(error)}). Start one with 'dask scheduler', or take "
+                "--workers or --devices for workers on this machine."
             ) from error
         with client:
             yield client

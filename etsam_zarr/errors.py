@@ -92,3 +92,8 @@ class DeviceMemoryError(EtsamZarrError, RuntimeError):
 
 class UnexpectedError(EtsamZarrError, RuntimeError):
     """A worker process raised something that is not of this package."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an error of another library says as part of a sentence: some of them say it in paragraphs."""
+    return " ".join(str(error).split())

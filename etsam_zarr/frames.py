@@ -33,7 +33,9 @@ def to_frame(plane: npt.NDArray[np.float32], image_size: int) -> torch.Tensor:
     As ETSAM does: Pillow's default resize of a float image, three equal channels, ImageNet's mean and deviation.
     """
     resized = np.array(Image.fromarray(plane).resize((image_size, image_size)))
-    return torch.from_numpy((resized - _MEAN) / _DEVIATION)
+    channels = resized - _MEAN
+    channels /= _DEVIATION
+    return torch.from_numpy(channels)
 
 
 class StreamedFrames:

@@ -30,8 +30,8 @@ _IMPORTED = 260 * MIB  # the interpreter with torch, sam2 and zarr
 _MODEL_FIXED = 50 * MIB
 _MODEL_PER_PIXEL = 60.0
 _MODEL_PER_PIXEL_AND_CHANNEL = 6.3
-# What encoding the next slice meanwhile adds on a CPU, measured with Hiera-T at 256, 512 and 1024 pixels. It is counted
-# also where nothing is encoded ahead (one thread, or very many).
+# What encoding the next slice meanwhile adds on a CPU, measured with Hiera-T at 256, 512 and 1024 pixels, and with a
+# small model beside two busy programs; pairs of small images add less. Counted also where nothing is encoded ahead.
 _AHEAD_FIXED = 50 * MIB
 _AHEAD_PER_PIXEL = 200.0
 _BFLOAT16_SHARE = 0.8  # of the activations, which autocast keeps partly in float32

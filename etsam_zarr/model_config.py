@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etsam_zarr.errors import ModelError
+from etsam_zarr.errors import ModelError, in_one_line
 
 SAM2_NAMES = {
     "sam2.1_hiera_t": "sam2.1/sam2.1_hiera_t.yaml",
@@ -89,7 +89,7 @@ def read_model_config(model: str) -> ModelConfig:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise ModelError(
             f"The model config {path} cannot be read as YAML: {reason}. Give a config in sam2's own format."
         ) from error

@@ -26,7 +26,14 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from etsam_zarr import errors
-from etsam_zarr.errors import BlocksFailedError, ClusterError, EtsamZarrError, LeaseLostError, UnexpectedError
+from etsam_zarr.errors import (
+    BlocksFailedError,
+    ClusterError,
+    EtsamZarrError,
+    LeaseLostError,
+    UnexpectedError,
+    in_one_line,
+)
 from etsam_zarr.events import Advanced, Event, Finished, Notice, OnEvent, Started
 from etsam_zarr.runtime import J, NextJobs, R, Tally, Work, attempt
 
@@ -119,7 +126,9 @@ class DaskRuntime:
         try:
             self._present = tuple(self._client.nthreads())
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"The scheduler went away: it does not answer any more ({error}).") from error
+            raise ClusterError(
+                f"The scheduler went away: it does not answer any more ({in_one_line(error)})."
+            ) from error
         return self._present
 
     def _restart(self, worker: str) -> None:
@@ -192,7 +201,7 @@ class _Round:
                 pure=False,
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"The scheduler takes no more work ({error}).") from error
+            raise ClusterError(f"The scheduler takes no more work ({in_one_line(error)}).") from error
         self._flights[job.name] = _Flight(job, future, time.monotonic())
         future.add_done_callback(lambda done: self._inbox.put(("ended", (job.name, done))))
 
@@ -306,7 +315,7 @@ def _outcome_of(name: str, future: Future) -> tuple[Any, Exception | None]:
             result = future.result()
         except (OSError, TimeoutError, RuntimeError, ValueError, CancelledError) as lost:
             # Not what the job raised, which comes as a _Trouble.
-            raise ClusterError(f"The scheduler went away: a result did not arrive ({lost}).") from lost
+            raise ClusterError(f"The scheduler went away: a result did not arrive ({in_one_line(lost)}).") from lost
         if not isinstance(result, _Trouble):
             return result, None
         _log.info("%s failed: %s", name, result.traceback)

@@ -26,7 +26,7 @@ from etsam_zarr.checkpoint import load_weights
 from etsam_zarr.config import Precision
 from etsam_zarr.encode_ahead import EncodedAhead, Features, Frames
 from etsam_zarr.encode_pairs import EQUAL_IN_PAIRS, MOST_PIXELS, EncodedPairs
-from etsam_zarr.errors import ModelError
+from etsam_zarr.errors import ModelError, in_one_line
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.remembered import remember_absent_prompt, remember_position_embedding, remember_sine_encoding
@@ -84,7 +84,7 @@ def build_predictor(
             torch.manual_seed(seed)
             predictor = instantiate(config.tree, _recursive_=True)
     except (HydraException, TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise ModelError(
             f"The model config {config.name} cannot be built: {reason}. Compare it with a config of the sam2 package."
         ) from error

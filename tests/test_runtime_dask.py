@@ -205,13 +205,14 @@ def test_a_result_that_is_lost_with_the_scheduler_says_so_and_names_its_job(
     """The scheduler passes results on: it may go away between saying that a job has ended and that."""
 
     def lost(*_: object, **__: object) -> None:
-        raise CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer")
+        raise CommClosedError("in <TCP (closed) ConnectionPool.gather>:\n\nConnection reset by peer.\nTry again.")
 
     monkeypatch.setattr(Future, "result", lost)
     with pytest.raises(BlocksFailedError) as raised:
         execute(client, jobs_in(tmp_path, 1))
-    assert str(raised.value).startswith("The scheduler went away: a result did not arrive")
-    assert "Under way were a." in str(raised.value)
+    message = str(raised.value)
+    assert message.startswith("The scheduler went away: a result did not arrive")
+    assert "Connection reset by peer. Try again.). Under way were a." in message, "in one paragraph"
 
 
 def test_workers_that_would_compute_several_blocks_at_once_are_refused(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ class Propagation:
 
     @contextlib.contextmanager
     def encoding(self, order: Span, *, ahead: bool) -> Iterator[None]:
-        """Within this context exactly the slices of ``order`` are walked, which their images' encoding makes use of.
+        """Within this context exactly the slices of ``order`` are walked: images may be encoded before their turn.
 
         All prompts are given before; a prompted slice's image is not needed in the walk.
 
@@ -199,12 +199,6 @@ class Propagation:
                 yield
             finally:
                 self._encoded = None
-
-    @property
-    def _may_pair(self) -> bool:
-        model = self._predictor
-        small = model.image_size**2 <= MOST_PIXELS
-        return model.device.type == "cpu" and self._precision == "float32" and small
 
     @property
     def reach(self) -> int:
@@ -263,6 +257,12 @@ class Propagation:
         for key, packed in (("cond_frame_outputs", conditioning), ("non_cond_frame_outputs", recent)):
             self._outputs[key].clear()
             self._outputs[key].update(_unpacked(packed, positions, device))
+
+    @property
+    def _may_pair(self) -> bool:
+        model = self._predictor
+        small = model.image_size**2 <= MOST_PIXELS
+        return model.device.type == "cpu" and self._precision == "float32" and small
 
     def _features_of(self, *frames: torch.Tensor) -> Features:
         """Encode images as sam2 does where it finds none in its cache; in any thread."""

@@ -127,14 +127,14 @@ def summary(measurements: list[dict[str, Any]], stored: int) -> list[dict[str, A
         seconds = statistics.median(m["seconds"] for m in own)
         ratios = [m["seconds"] / local[m["round"]] for m in own]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if max(ratios) > min(ratios) else ""
-        outside = [m.get("outside_model") for m in own]
+        outside = [m["outside_model"] for m in own if m.get("outside_model") is not None]
         read = own[0]["bytes_read"]
         rows.append(
             {
                 "input": kind,
                 "seconds": f"{seconds:.1f}",
                 "against local": f"{statistics.median(ratios):.2f}{spread}",
-                "outside the model": f"{statistics.median(outside):.1f}" if None not in outside else "",
+                "outside the model": f"{statistics.median(outside):.1f}" if outside else "",
                 "peak MiB": round(max(m["peak_bytes"] for m in own) / MIB),
                 "MiB read": "" if read is None else f"{read / MIB:.1f}",
                 "of the stored": "" if read is None else f"{read / stored:.3f}",

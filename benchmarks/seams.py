@@ -52,9 +52,10 @@ Mask = npt.NDArray[np.bool_]
 
 def profile_settings(profile: str, model: ModelSpec) -> Settings:
     """Return a profile, with the intensities as the model was trained for."""
-    own = model.settings
-    changes = {} if own is None else {"normalize_method": own.normalize_method, "logit_threshold": own.logit_threshold}
-    return dataclasses.replace(PROFILES[profile], **changes)
+    settings, own = PROFILES[profile], model.settings
+    if own is None:
+        return settings
+    return dataclasses.replace(settings, normalize_method=own.normalize_method, logit_threshold=own.logit_threshold)
 
 
 def walked(path: Path, store: Path, model: ModelSpec, settings: Settings, seams: Seams | None = None) -> RunStore:

@@ -143,20 +143,21 @@ def main(
         for loop in ("streamed", "reference"):
             result = in_fresh_process(__file__, loop, model, image_size, depth, size, device, precision)
             found.append({"round": number, **result})
-    rows = []
+    rows, ratios = [], []
     for number in range(rounds):
         streamed, reference = (result for result in found if result["round"] == number)
+        ratios.append(streamed["slices_per_second"] / reference["slices_per_second"])
         rows.append(
             {
                 "round": number,
                 "streamed slices/s": f"{streamed['slices_per_second']:.3g} ({streamed['precision']})",
                 "reference slices/s": f"{reference['slices_per_second']:.3g} ({reference['precision']})",
-                "ratio": f"{streamed['slices_per_second'] / reference['slices_per_second']:.3f}",
+                "ratio": f"{ratios[-1]:.3f}",
                 "outside the model": f"{1 - streamed['model_seconds'] / streamed['seconds']:.1%}",
             }
         )
     print(table(rows))
-    ratio = statistics.median(float(row["ratio"]) for row in rows)
+    ratio = statistics.median(ratios)
     print(f"median ratio {ratio:.3f}")
     label = name or f"throughput-{Path(model).name}-{image_size or 'own'}-{device.partition(':')[0]}-{precision}"
     print(save(label, found, model=model, image_size=image_size, depth=depth, size=size, device=device,

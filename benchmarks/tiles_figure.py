@@ -28,7 +28,7 @@ from etsam_zarr.phantom.store import write_phantom
 from etsam_zarr.phantom.volume import PhantomSettings
 from etsam_zarr.pipeline import RunRequest, final_scores, run
 from etsam_zarr.plan import plan_run
-from etsam_zarr.runstore import RunStore
+from etsam_zarr.runstore import RunStore, Stage
 from etsam_zarr.scores import upsample
 from etsam_zarr.sources import open_volume
 from etsam_zarr.tiling import TileGrid
@@ -37,7 +37,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "tiles.png"
 MOST_BYTES = 300_000
 SHAPE = (12, 480, 480)
 SHOWN = 7
-STAGE = 1
+STAGE: Stage = 1
 _OUTLINE, _BORDER = (255, 176, 0), (0, 150, 255)
 _GREYS, _GAP, _HEAD = 24, 6, 20
 

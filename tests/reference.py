@@ -20,14 +20,17 @@ Volume = npt.NDArray[np.float32]
 def normalize(volume: npt.NDArray[Any], method: str) -> Volume:
     """ETSAM's normalisation of a whole volume."""
     volume = volume.astype(np.float32)
+    normalized: Volume
     if method == "min_max_positive_values":
         volume[volume < 0] = 0
-        return volume / np.max(volume)
-    if method == "softplus_minmax":
+        normalized = volume / np.max(volume)
+    elif method == "softplus_minmax":
         volume = torch.nn.functional.softplus(torch.from_numpy(volume)).numpy()
-        return (volume - np.min(volume)) / (np.max(volume) - np.min(volume))
-    low, high = np.percentile(volume, (0.1, 99.9)).astype(np.float32)
-    return (np.clip(volume, low, high) - low) / (high - low)
+        normalized = (volume - np.min(volume)) / (np.max(volume) - np.min(volume))
+    else:
+        low, high = np.percentile(volume, (0.1, 99.9)).astype(np.float32)
+        normalized = (np.clip(volume, low, high) - low) / (high - low)
+    return normalized
 
 
 def prompt_masks(

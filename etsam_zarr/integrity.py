@@ -17,7 +17,10 @@ def check_stage(store: RunStore, ledger: Ledger, stage: Stage, on_event: OnEvent
 
     1. Of a repair that has not ended, damage costs the repair alone.
     2. Any other damage costs what is noted of the stage of the tile, which is computed again from its start.
+
+    A finished stage has no states any more.
     """
+    finished = ledger.finished(f"stage{stage}") is not None
     for tile in sorted({block.tile for block in store.blocks(stage)}):
         blocks = [block for block in store.blocks(stage) if block.tile == tile]
         if ledger.finished(conditioning_of(stage, tile)) is None:
@@ -26,7 +29,9 @@ def check_stage(store: RunStore, ledger: Ledger, stage: Stage, on_event: OnEvent
             for block in blocks:
                 _check_journal(store, ledger, block, on_event)
                 _check_block(store, ledger, block)
-            if ledger.reached(blocks[-1]) < store.shape[0] or len(blocks) > 1:
+                if not finished:
+                    _check_states(store, ledger, block)
+            if not finished and (ledger.reached(blocks[-1]) < store.shape[0] or len(blocks) > 1):
                 read_state(store.conditioning_file(stage, tile))
         except RunStoreError as error:
             where = f"Stage {stage}" if len(store.blocks(stage)) == len(blocks) else f"Tile {tile} of stage {stage}"
@@ -35,19 +40,22 @@ def check_stage(store: RunStore, ledger: Ledger, stage: Stage, on_event: OnEvent
 
 
 def _check_block(store: RunStore, ledger: Ledger, block: Block) -> None:
-    """Check what counts of a block, and its last state."""
+    """Check the slices that count of a block."""
     wanted = {z: {checksum} for z, (checksum, _) in ledger.accepted(block).items()}
-    repairs = ledger.repairs(block)
-    for repair in repairs:
+    for repair in ledger.repairs(block):
         if repair.progress == "ended":
             # It may have been stopped while its slices were taking the place of the earlier ones.
             for z, (checksum, _) in by_slice(ledger.slabs(block, generation=repair.generation)).items():
                 wanted[z].add(checksum)
     _check_slices(store.stage(block.stage), block, wanted)
+
+
+def _check_states(store: RunStore, ledger: Ledger, block: Block) -> None:
+    """Open the states at the ends of what is computed of a block."""
     reached = ledger.reached(block)
     if reached > block.span.start and reached < store.shape[0]:
         read_state(store.recent_file(block, 0, reached))
-    for repair in repairs:
+    for repair in ledger.repairs(block):
         if repair.counts and not repair.agreed and block.span.stop < store.shape[0]:
             read_state(store.recent_file(block, repair.generation, block.span.stop))
 

@@ -8,6 +8,7 @@ from functools import partial
 from etsam_zarr.block import run_block
 from etsam_zarr.events import Notice, OnEvent
 from etsam_zarr.follow import settle, withdraw_what_is_ahead
+from etsam_zarr.integrity import check_stage
 from etsam_zarr.jobs import BlockJob, JobResult, RunFacts
 from etsam_zarr.jobs import Work as KindOfWork
 from etsam_zarr.lease import Fence
@@ -51,6 +52,9 @@ class Stages:
         if self._predictors is not None:
             work = partial(run_block, volume=self._volume, predictors=self._predictors)
         seconds = 0.0
+        if self._ledger.finished("stage1"):
+            # In an earlier process: a power failure may have lost what stage 2 now builds on.
+            check_stage(self._store, self._ledger, 1, self._on_event)
         if not self._ledger.finished("stage1"):
             seconds += self._run_both(work) if self._follows else self._run_stage(1, work)
         self._settle()

@@ -207,6 +207,27 @@ def test_damage_is_noticed_and_computed_again(
     assert_same(arrays_of(store), undisturbed("etsam-v2"))
 
 
+@pytest.mark.parametrize("name", ["etsam-v1", "etsam-v2"])
+@pytest.mark.parametrize("damage", ["changed", "lost"])
+def test_damage_of_a_finished_stage_1_is_noticed_before_stage_2_goes_on(
+    damage: str, name: str, case_of: Callable[[str], Case], tmp_path: Path, undisturbed: Callable[[str], dict[str, Any]]
+) -> None:
+    case, store = case_of(name), tmp_path / "run.etsam.zarr"
+    with pytest.raises(Stop):
+        stream(case.volume, store, case.spec, case.settings, on_event=stop_after(2, 6))
+    chunk = store / "stages" / "1" / "logits" / "0" / "0" / "0" / "0"
+    if damage == "lost":
+        chunk.unlink()  # Zarr takes a chunk that is not there for zeros
+    else:
+        zarr.open_array(store / "stages" / "1" / "logits", mode="r+")[0, 9, 5, 5] = 1.25
+    events: list[Event] = []
+    stream(case.volume, store, case.spec, case.settings, on_event=events.append)
+    told = [event.message for event in events if isinstance(event, Notice)]
+    slice_ = 0 if damage == "lost" else 9
+    assert told[0] == f"Stage 1 is computed again from its start. Slice {slice_} of stage 1 is damaged."
+    assert_same(arrays_of(store), undisturbed(name))
+
+
 def command(volume: Path, store: Path) -> list[str]:
     program = "import sys; from etsam_zarr_cli.main import main; sys.exit(main())"
     return [

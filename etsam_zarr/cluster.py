@@ -141,18 +141,21 @@ def wait_for_worker(client: Client, *, seconds: float, on_event: OnEvent) -> Non
     Raises
     ------
     ClusterError
-        There is none after so many seconds.
+        There is none after so many seconds, or the scheduler went away.
     """
-    if client.nthreads():
+    with _answering():
+        present = client.nthreads()
+    if present:
         return
     on_event(Notice(f"The cluster has no workers yet; waiting up to {seconds:g} s for the first."))
-    try:
-        client.wait_for_workers(1, timeout=seconds)
-    except TimeoutError as error:
-        raise ClusterError(
-            f"The cluster has had no workers for {seconds:g} s. Start some ('dask worker --nthreads 1', or scale your "
-            "dask-jobqueue cluster), look at the batch system's queue, and give the command again."
-        ) from error
+    with _answering():
+        try:
+            client.wait_for_workers(1, timeout=seconds)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"The cluster has had no workers for {seconds:g} s. Start some ('dask worker --nthreads 1', or scale "
+                "your dask-jobqueue cluster), look at the batch system's queue, and give the command again."
+            ) from error
 
 
 def dashboard_of(client: Client) -> str:
@@ -182,17 +185,19 @@ def look_over(client: Client, *, files: Sequence[Path], device: str = "auto") ->
     ------
     ClusterError
         A worker has another version of this package or none, does not see the files, or computes several jobs at once;
-        or some have GPUs and others not.
+        or some have GPUs and others not; or the scheduler went away.
     """
     version = _own_version()
-    found = client.run(metadata.version, _PACKAGE, on_error="return")
+    with _answering():
+        found = client.run(metadata.version, _PACKAGE, on_error="return")
     other = sorted(f"{address} ({_version(answer)})" for address, answer in found.items() if answer != version)
     if other:
         raise ClusterError(
             f"The workers {', '.join(other)} do not have {_PACKAGE} {version}, which runs here. Install the same "
             "version in the workers' environment, or start them from this one."
         )
-    facts: dict[str, WorkerFacts] = client.run(describe_worker, tuple(str(path) for path in files), device)
+    with _answering():
+        facts: dict[str, WorkerFacts] = client.run(describe_worker, tuple(str(path) for path in files), device)
     for address, fact in sorted(facts.items()):
         if fact.missing:
             raise ClusterError(
@@ -319,6 +324,18 @@ def _close(cluster: Any) -> None:  # noqa: ANN401
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
     cluster.close(timeout=20)
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Say so where the scheduler goes away while something is asked of it, before any work is begun."""
+    try:
+        yield
+    except (OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"The scheduler went away before any work was begun ({in_one_line(error)}). Start the cluster again, or "
+            "compute on this machine, and give the same command."
+        ) from error
 
 
 def _log_level() -> int:

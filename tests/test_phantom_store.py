@@ -89,6 +89,6 @@ def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
     )
     peaks = [
         int(subprocess.check_output([sys.executable, "-c", program, str(tmp_path / f"{depth}.zarr"), str(depth)]))
-        for depth in (64, 512)
+        for depth in (384, 1024)  # tiles differ in what is in them, so the fullest must be in both
     ]
     assert peaks[1] < 1.1 * peaks[0]

@@ -229,6 +229,15 @@ def test_other_versions_are_refused(client: Any, monkeypatch: pytest.MonkeyPatch
         look_over(client, files=[])
 
 
+def test_a_scheduler_that_goes_away_before_the_work(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster, existing_cluster(str(cluster.file)) as client:
+        client.wait_for_workers(1, timeout=120)
+        cluster.scheduler.kill()
+        cluster.scheduler.wait()
+        with pytest.raises(ClusterError, match=r"went away before any work was begun \(.+\)\. Start the cluster again"):
+            look_over(client, files=[])
+
+
 @pytest.mark.parametrize(
     ("where", "says"), [("tcp://127.0.0.1:9", "No scheduler answers at"), ("a.json", "There is no scheduler file")]
 )

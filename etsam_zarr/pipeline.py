@@ -237,9 +237,9 @@ def _angstrom(size: tuple[float, float, float] | None) -> str:
 def _load_model(predictors: Predictors, request: RunRequest, ledger: Ledger, runtime: Runtime) -> Predictors | None:
     """Build the model with the weights that are needed first, and look whether those of stage 2 will fit.
 
-    Not before the measuring: its slabs would then stay with all memory that the model frees (70 MiB more for nine tiles
-    of 256 x 256). Nor in a thread of its own beside it: PyTorch's OpenMP would keep a second team of threads, and
-    let the model's threads sleep wherever they wait for each other. Measured with a small model: half as fast.
+    Not in a thread of its own beside the measuring: PyTorch's OpenMP would keep a second team of threads, and let the
+    model's threads sleep wherever they wait for each other. Measured with a small model: half as fast; and with one
+    thread alone, which makes no team, nothing was gained.
 
     Returns
     -------

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-Embedding = torch.Tensor
-
 
 def remember_position_embedding(trunk: Any) -> None:  # noqa: ANN401 - sam2 has no type information
     """Keep the image encoder from interpolating its position embedding anew for every slice.
@@ -21,7 +19,7 @@ def remember_position_embedding(trunk: Any) -> None:  # noqa: ANN401 - sam2 has 
     compute = trunk._get_pos_embed
     kept = _Kept(lambda: (trunk.pos_embed, trunk.pos_embed_window))
 
-    def position_embedding(size: tuple[int, int]) -> Embedding:
+    def position_embedding(size: tuple[int, int]) -> torch.Tensor:
         return kept.or_computed(tuple(size), lambda: compute(size))
 
     trunk._get_pos_embed = position_embedding
@@ -38,9 +36,9 @@ def remember_absent_prompt(encoder: Any) -> None:  # noqa: ANN401 - sam2 has no 
     kept_points = _Kept(lambda: tuple(encoder.not_a_point_embed.parameters()))
     kept_places = _Kept(lambda: tuple(encoder.pe_layer.buffers()))
 
-    def embed_points(points: torch.Tensor, labels: torch.Tensor, pad: bool) -> Embedding:
-        def compute() -> Embedding:
-            result: Embedding = embed(points, labels, pad)
+    def embed_points(points: torch.Tensor, labels: torch.Tensor, pad: bool) -> torch.Tensor:
+        def compute() -> torch.Tensor:
+            result: torch.Tensor = embed(points, labels, pad)
             return result
 
         if labels.is_cpu and bool((labels == -1).all()):
@@ -59,9 +57,9 @@ class _Kept:
 
     def __init__(self, weights: Callable[[], Sequence[torch.Tensor]]) -> None:
         self._weights = weights
-        self._kept: dict[Any, Embedding] = {}
+        self._kept: dict[Any, torch.Tensor] = {}
 
-    def or_computed(self, argument: tuple[Any, ...], compute: Callable[[], Embedding]) -> Embedding:
+    def or_computed(self, argument: tuple[Any, ...], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the value for this argument, computed where it is not the one that is kept."""
         if not torch.is_inference_mode_enabled():
             return compute()

@@ -120,11 +120,10 @@ def _walk(predictor: Any, precision: Precision = "float32") -> Propagation:
     return walk
 
 
-@pytest.mark.parametrize("together", [True, False])
 def test_a_walk_in_pairs_equals_one_that_encodes_slice_by_slice(
-    together: bool, seeded_predictor: Any, monkeypatch: pytest.MonkeyPatch
+    seeded_predictor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``together`` is what is believed of the model; whether it holds is seen by the walk that looks for itself."""
+    """A walk that looks whether pairs are equal here, one that knows it, and one that was told that they are not."""
     expected = logits_of(walked(_walk(seeded_predictor), Span(0, DEPTH)))
     known = EqualInPairs()
     monkeypatch.setattr(sam, "EQUAL_IN_PAIRS", known)
@@ -136,25 +135,22 @@ def test_a_walk_in_pairs_equals_one_that_encodes_slice_by_slice(
         return encode(images)
 
     monkeypatch.setattr(seeded_predictor, "forward_image", forward_image)
-    threads = torch.get_num_threads()
-    walk = _walk(seeded_predictor)
-    batches.clear()  # of the prompts
-    with walk.encoding(Span(0, DEPTH), ahead=False):
-        found = logits_of(walked(walk, Span(0, DEPTH)))
-    assert torch.equal(found, expected)
-    seen = known.of(seeded_predictor)[threads]
-    # Without the two prompted slices there are five.
-    assert batches == ([2, 1, 1, 2, 1] if seen else [2, 1, 1, 1, 1, 1])
-    if not seen:
-        pytest.skip("here two images at once are not equal to one by one")
 
-    known.of(seeded_predictor)[threads] = together
-    walk = _walk(seeded_predictor)
-    batches.clear()
-    with walk.encoding(Span(0, DEPTH), ahead=False):
-        found = logits_of(walked(walk, Span(0, DEPTH)))
-    assert torch.equal(found, expected)
-    assert batches == ([2, 2, 1] if together else [1] * 5)
+    def batches_of_a_walk() -> list[int]:
+        walk = _walk(seeded_predictor)
+        batches.clear()  # of the prompts
+        with walk.encoding(Span(0, DEPTH), ahead=False):
+            found = logits_of(walked(walk, Span(0, DEPTH)))
+        assert torch.equal(found, expected)
+        return list(batches)
+
+    # Without the two prompted slices there are five.
+    looked_at = batches_of_a_walk()
+    equal = known.of(seeded_predictor)[torch.get_num_threads()]
+    assert looked_at == ([2, 1, 1, 2, 1] if equal else [2, 1, 1, 1, 1, 1])
+    assert batches_of_a_walk() == ([2, 2, 1] if equal else [1] * 5)
+    known.of(seeded_predictor)[torch.get_num_threads()] = False
+    assert batches_of_a_walk() == [1] * 5
 
 
 def test_bfloat16_is_encoded_slice_by_slice(seeded_predictor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,11 +180,9 @@ def test_one_look_tells_for_all_slices(threads: int, seeded_predictor: Any) -> N
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            alone = [seeded_predictor.forward_image(frame[None])["vision_features"] for frame in frames]
+            alone = [_features(seeded_predictor, frame[None]) for frame in frames]
             pairs = [torch.stack(frames[z : z + 2]) for z in range(0, len(frames), 2)]
-            at_once = [
-                image[None] for pair in pairs for image in seeded_predictor.forward_image(pair)["vision_features"]
-            ]
+            at_once = [image[None] for pair in pairs for image in _features(seeded_predictor, pair)]
     finally:
         torch.set_num_threads(before)
     equal = [torch.equal(one, other) for one, other in zip(alone, at_once, strict=True)]

@@ -374,8 +374,8 @@ def _start_errors() -> Iterator[None]:
         yield
     except (OSError, TimeoutError, RuntimeError) as error:
         raise ClusterError(
-            f"The worker processes did not start ({error}). A program of your own that runs the pipeline with workers "
-            "must do so under: if __name__ == '__main__'."
+            f"The worker processes did not start ({in_one_line(error)}). A program of your own that runs the pipeline "
+            "with workers must do so under: if __name__ == '__main__'."
         ) from error
 
 

@@ -30,11 +30,11 @@ from etsam_zarr.errors import ModelError, in_one_line
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.remembered import remember_absent_prompt, remember_position_embedding, remember_sine_encoding
+from etsam_zarr.walk_state import Tensors, packed, unpacked
 
 MEMBRANE = 1
 """The object id under which the membranes are tracked."""
 
-Tensors = dict[str, torch.Tensor]
 Predictor = Any
 """A ``SAM2VideoPredictor``; sam2 has no type information."""
 
@@ -238,13 +238,13 @@ class Propagation:
 
     def recent_state(self) -> Tensors:
         """Return what the next slices read of the previous ones, to go on later with :meth:`restore`."""
-        return _packed(self._outputs["non_cond_frame_outputs"])
+        return packed(self._outputs["non_cond_frame_outputs"])
 
     def conditioning_state(self) -> Tensors:
         """Return the prompted slices' outputs, in prompting order, which the whole walk reads."""
         constants = self._state["constants"]["maskmem_pos_enc"]
         positions = {f"position_encoding.{level}": value for level, value in enumerate(constants)}
-        return {**_packed(self._outputs["cond_frame_outputs"], with_masks=True), **positions}
+        return {**packed(self._outputs["cond_frame_outputs"], with_masks=True), **positions}
 
     def restore(self, *, conditioning: Tensors, recent: Tensors) -> None:
         """Continue an earlier walk: take over its state instead of prompting."""
@@ -254,9 +254,9 @@ class Propagation:
             for level in range(sum(name.startswith("position_encoding.") for name in conditioning))
         ]
         self._state["constants"]["maskmem_pos_enc"] = positions
-        for key, packed in (("cond_frame_outputs", conditioning), ("non_cond_frame_outputs", recent)):
+        for key, state in (("cond_frame_outputs", conditioning), ("non_cond_frame_outputs", recent)):
             self._outputs[key].clear()
-            self._outputs[key].update(_unpacked(packed, positions, device))
+            self._outputs[key].update(unpacked(state, positions, device))
 
     @property
     def _may_pair(self) -> bool:
@@ -338,31 +338,6 @@ class _Timed:
         frame = self.frames[z]
         self.seconds += time.perf_counter() - begun
         return frame
-
-
-_FIELDS = ("maskmem_features", "obj_ptr", "object_score_logits")
-
-
-def _packed(outputs: dict[int, dict[str, Any]], *, with_masks: bool = False) -> Tensors:
-    """Flatten per-slice outputs to named tensors; the leading number keeps their order, which sets rounding."""
-    fields = (*_FIELDS, "pred_masks") if with_masks else _FIELDS
-    return {
-        f"{order:06d}.{z}.{field}": output[field].contiguous()
-        for order, (z, output) in enumerate(outputs.items())
-        for field in fields
-        if output[field] is not None
-    }
-
-
-def _unpacked(packed: Tensors, positions: list[torch.Tensor], device: torch.device) -> dict[int, dict[str, Any]]:
-    outputs: dict[int, dict[str, Any]] = {}
-    for name in sorted(packed):
-        if name.startswith("position_encoding."):
-            continue
-        _, z, field = name.split(".")
-        blank = {"maskmem_pos_enc": positions, "pred_masks": None, "maskmem_features": None}
-        outputs.setdefault(int(z), blank)[field] = packed[name].to(device)
-    return outputs
 
 
 @contextlib.contextmanager

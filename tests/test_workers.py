@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,28 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The worker processes of a run."""
     children = psutil.Process(process.pid).children()
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+@contextlib.contextmanager
+def stopped_within_a_block(cluster: Cluster, process: subprocess.Popen[str], store: Path) -> Iterator[None]:
+    """Hold the cluster's only worker between the two slabs of a block, so that for sure one is under way."""
+    wait_for_slabs(process, store, 1)
+    (nanny,) = cluster.workers
+    workers = psutil.Process(nanny.pid).children(recursive=True)
+    for attempt in itertools.count(1):
+        for worker in workers:
+            worker.suspend()
+        if len(records(store)) % 2:
+            break
+        assert attempt < 100
+        for worker in workers:
+            worker.resume()
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.resume()
 
 
 def finish(source: Path, store: Path, wanted: dict[str, Any], *options: str) -> None:
@@ -214,9 +236,9 @@ def test_the_scheduler_of_a_cluster_is_killed_then_the_run_itself(
     store = tmp_path / "run.etsam.zarr"
     with Cluster(tmp_path) as cluster:
         process = begin(source, store, "--scheduler", str(cluster.file))
-        wait_for_slabs(process, store, 2)
-        cluster.scheduler.kill()
-        _, error = process.communicate(timeout=300)
+        with stopped_within_a_block(cluster, process, store):
+            cluster.scheduler.kill()
+            _, error = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Traceback" not in error
     last = error.splitlines()[-1]

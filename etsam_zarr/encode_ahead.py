@@ -19,11 +19,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
 from threadpoolctl import ThreadpoolController
+
+from etsam_zarr.frames import Frames
 
 MOST_THREADS = 4
 """With more nothing was measured; the time in which threads wake each other up may outweigh the gain."""
@@ -34,18 +36,6 @@ SHORTEST_LOOK = 0.2
 
 Features = tuple[torch.Tensor, dict[str, Any]]
 """A slice's image, shape (1, 3, image size, image size), and what sam2's encoder makes of it."""
-
-
-class Frames(Protocol):
-    """The slices as the model's image encoder wants them, made when asked for."""
-
-    def __len__(self) -> int:
-        """Return the depth of the volume."""
-        ...
-
-    def __getitem__(self, z: int) -> torch.Tensor:
-        """Return slice ``z`` as float32 of shape (3, image size, image size)."""
-        ...
 
 
 def _cores() -> list[int]:

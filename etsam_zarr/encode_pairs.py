@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from etsam_zarr.encode_ahead import Features, Frames
+from etsam_zarr.encode_ahead import Features
+from etsam_zarr.frames import Frames
 
 MOST_PIXELS = 256 * 256
 """Of an image for which pairs are tried."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,18 @@ _DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float32)[:, None, None]
 
 FRAMES_AHEAD = 4
 """Prepared slices that wait for the model at most."""
+
+
+class Frames(Protocol):
+    """The slices as the model's image encoder wants them, made when asked for."""
+
+    def __len__(self) -> int:
+        """Return the depth of the volume."""
+        ...
+
+    def __getitem__(self, z: int) -> torch.Tensor:
+        """Return slice ``z`` as float32 of shape (3, image size, image size)."""
+        ...
 
 
 def to_frame(plane: npt.NDArray[np.float32], image_size: int) -> torch.Tensor:
@@ -142,3 +156,20 @@ def _one_thread() -> Iterator[None]:
     torch.get_num_threads()  # on its first use in a thread PyTorch sets the number itself
     with threadpool_limits(1, user_api="openmp"):
         yield
+
+
+class TimedFrames:
+    """Frames, and how long whoever asked for them has waited, in seconds."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, z: int) -> torch.Tensor:
+        begun = time.perf_counter()
+        frame = self.frames[z]
+        self.seconds += time.perf_counter() - begun
+        return frame

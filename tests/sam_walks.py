@@ -14,7 +14,7 @@ from tiny import texture
 
 from etsam_zarr.frames import to_frame
 from etsam_zarr.geometry import Span
-from etsam_zarr.sam import Propagation, SliceOutput
+from etsam_zarr.propagation import Propagation, SliceOutput
 
 HEIGHT, WIDTH = 40, 48
 Mask = npt.NDArray[np.bool_]

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from etsam_zarr import encode_ahead
 from etsam_zarr.encode_ahead import MOST_THREADS, EncodedAhead, Features, OtherPrograms, worth_encoding_ahead
 from etsam_zarr.geometry import Span
-from etsam_zarr.sam import Propagation
+from etsam_zarr.propagation import Propagation
 
 DEPTH = 8
 

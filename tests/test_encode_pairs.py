@@ -15,13 +15,13 @@ import pytest
 import torch
 from sam_walks import HEIGHT, WIDTH, RepeatedFrames, blob, logits_of, walked
 
-from etsam_zarr import sam
+from etsam_zarr import propagation
 from etsam_zarr.config import Precision
 from etsam_zarr.encode_ahead import Features
 from etsam_zarr.encode_pairs import EncodedPairs, EqualInPairs
 from etsam_zarr.frames import to_frame
 from etsam_zarr.geometry import Span
-from etsam_zarr.sam import Propagation
+from etsam_zarr.propagation import Propagation
 
 DEPTH = 7
 
@@ -126,7 +126,7 @@ def test_a_walk_in_pairs_equals_one_that_encodes_slice_by_slice(
     """A walk that looks whether pairs are equal here, one that knows it, and one that was told that they are not."""
     expected = logits_of(walked(_walk(seeded_predictor), Span(0, DEPTH)))
     known = EqualInPairs()
-    monkeypatch.setattr(sam, "EQUAL_IN_PAIRS", known)
+    monkeypatch.setattr(propagation, "EQUAL_IN_PAIRS", known)
     batches: list[int] = []
     encode = seeded_predictor.forward_image
 
@@ -156,7 +156,7 @@ def test_a_walk_in_pairs_equals_one_that_encodes_slice_by_slice(
 def test_bfloat16_is_encoded_slice_by_slice(seeded_predictor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rounding would hide in the slices that are looked at what shows in others."""
     known = EqualInPairs()
-    monkeypatch.setattr(sam, "EQUAL_IN_PAIRS", known)
+    monkeypatch.setattr(propagation, "EQUAL_IN_PAIRS", known)
     walk = _walk(seeded_predictor, "bfloat16")
     with walk.encoding(Span(0, 2), ahead=False):
         walked(walk, Span(0, 2))

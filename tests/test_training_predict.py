@@ -15,7 +15,8 @@ from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import fixed_prompt
-from etsam_zarr.sam import Propagation, build_predictor
+from etsam_zarr.propagation import Propagation
+from etsam_zarr.sam import build_predictor
 from etsam_zarr.seeded import make_sensitive
 from etsam_zarr.training import predict
 from etsam_zarr.training.pairs import TrainingVolume

@@ -35,9 +35,9 @@ from etsam_zarr.geometry import Span
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.pipeline import RunRequest, run
 from etsam_zarr.plan import plan_run
+from etsam_zarr.propagation import Propagation
 from etsam_zarr.runtime import J, NextJobs, R, Runtime, SerialRuntime, Work
 from etsam_zarr.runtime_dask import DaskRuntime
-from etsam_zarr.sam import Propagation
 from etsam_zarr.sources import open_volume
 
 # Four tiles, two slabs each.

@@ -20,7 +20,8 @@ from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import fixed_prompt, prompted_slices
-from etsam_zarr.sam import Propagation, SliceOutput, build_predictor
+from etsam_zarr.propagation import Propagation, SliceOutput
+from etsam_zarr.sam import build_predictor
 from etsam_zarr.training.pairs import TrainingVolume
 from etsam_zarr.training.settings import TrainSettings
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from etsam_zarr.bundled import BUNDLED_SETTINGS
 from etsam_zarr.geometry import Span
-from etsam_zarr.pipeline import final_scores
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.scores import final_scores
 from etsam_zarr.sources import open_volume
 
 FIGURE = Path(__file__).parents[1] / "docs" / "bundled-model.png"

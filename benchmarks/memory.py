@@ -42,8 +42,9 @@ def stream(path: Path, profile: str, folder: Path) -> dict[str, Any]:
     from etsam_zarr.config import resolve_settings
     from etsam_zarr.memory import project
     from etsam_zarr.modelspec import choose_model
-    from etsam_zarr.pipeline import RunRequest, run
+    from etsam_zarr.pipeline import run
     from etsam_zarr.plan import plan_run
+    from etsam_zarr.run_request import RunRequest
     from etsam_zarr.sources import open_volume
 
     settings, model = resolve_settings(profile), choose_model("seeded-256")

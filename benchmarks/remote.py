@@ -43,9 +43,10 @@ def measure(source: str, folder: Path, model_name: str) -> dict[str, Any]:
 
     from etsam_zarr.config import resolve_settings
     from etsam_zarr.modelspec import choose_model
-    from etsam_zarr.pipeline import RunRequest, run
+    from etsam_zarr.pipeline import run
     from etsam_zarr.plan import plan_run
     from etsam_zarr.remote.volumes import keep_chunks, supply_of
+    from etsam_zarr.run_request import RunRequest
     from etsam_zarr.sources import open_volume
 
     model = choose_model(model_name)

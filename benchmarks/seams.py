@@ -34,13 +34,14 @@ from etsam_zarr.ledger import Ledger
 from etsam_zarr.modelspec import ModelSpec, choose_model
 from etsam_zarr.phantom.store import write_phantom
 from etsam_zarr.phantom.volume import PhantomSettings
-from etsam_zarr.pipeline import RunRequest, final_scores, run
+from etsam_zarr.pipeline import run
 from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windows, plan_run
 from etsam_zarr.propagation import Propagation
 from etsam_zarr.repair import REPAIR_SLAB, agrees
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, Stage
 from etsam_zarr.sam import Predictor
-from etsam_zarr.scores import upsample
+from etsam_zarr.scores import final_scores, upsample
 from etsam_zarr.seams import seams as seams_of
 from etsam_zarr.slabs import Slab, SlabValues
 from etsam_zarr.sources import open_volume

@@ -103,8 +103,9 @@ def run_once(
             )  # fmt: skip
             seconds = time.perf_counter() - begun
         else:
-            from etsam_zarr.pipeline import RunRequest, run
+            from etsam_zarr.pipeline import run
             from etsam_zarr.plan import plan_run
+            from etsam_zarr.run_request import RunRequest
             from etsam_zarr.sources import open_volume
 
             with open_volume(source) as volume:

@@ -34,8 +34,10 @@ def run_once(model: str, across: int, depth: int, device: str, precision: str) -
     from etsam_zarr.device import choose_precision
     from etsam_zarr.geometry import Span
     from etsam_zarr.modelspec import choose_model
-    from etsam_zarr.pipeline import RunRequest, final_scores, run
+    from etsam_zarr.pipeline import run
     from etsam_zarr.plan import plan_run
+    from etsam_zarr.run_request import RunRequest
+    from etsam_zarr.scores import final_scores
     from etsam_zarr.sources import open_volume
 
     settings, spec, where = resolve_settings("etsam-v2", tiling="tiles"), choose_model(model), torch.device(device)

@@ -26,10 +26,11 @@ from etsam_zarr.model_config import BUNDLED_MODEL
 from etsam_zarr.modelspec import choose_model
 from etsam_zarr.phantom.store import write_phantom
 from etsam_zarr.phantom.volume import PhantomSettings
-from etsam_zarr.pipeline import RunRequest, final_scores, run
+from etsam_zarr.pipeline import run
 from etsam_zarr.plan import plan_run
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runstore import RunStore, Stage
-from etsam_zarr.scores import upsample
+from etsam_zarr.scores import final_scores, upsample
 from etsam_zarr.sources import open_volume
 from etsam_zarr.tiling import TileGrid
 

@@ -44,8 +44,9 @@ def run_once(
     from etsam_zarr.modelspec import choose_model
     from etsam_zarr.phantom.store import write_phantom
     from etsam_zarr.phantom.volume import PhantomSettings
-    from etsam_zarr.pipeline import RunRequest, RunSummary, run
+    from etsam_zarr.pipeline import RunSummary, run
     from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windows, plan_run
+    from etsam_zarr.run_request import RunRequest
     from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH
     from etsam_zarr.runtime_dask import DaskRuntime
     from etsam_zarr.sources import open_volume

@@ -52,7 +52,7 @@ class Comparison:
             true = BinaryMask(true_volume, name=true_volume.info.uri, any_label=self.any_label)
             if given is not None and given.store is not None and self.label is None:
                 from etsam_zarr.ledger import Ledger
-                from etsam_zarr.pipeline import final_scores
+                from etsam_zarr.scores import final_scores
 
                 store = given.require_logits()
                 # What the mask of the run was made with last.

@@ -88,7 +88,8 @@ def _segment(
     from etsam_zarr_cli.resources import Resources
 
     from etsam_zarr.memory import check_fits
-    from etsam_zarr.pipeline import RunRequest, run
+    from etsam_zarr.pipeline import run
+    from etsam_zarr.run_request import RunRequest
 
     resources = Resources.of(prepared, given, team)
     for line in plan_lines(

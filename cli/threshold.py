@@ -52,7 +52,7 @@ def command(source: Path, thresholds: tuple[float, ...], output: Path | None, ov
                 place.finish(is_mask=True, on_event=progress)
             click.echo(f"{output}  {counts[0]} voxels above {thresholds[0]:g}")
             return
-        from etsam_zarr.pipeline import final_scores
+        from etsam_zarr.scores import final_scores
 
         store = given.require_logits()
         with store.locked():

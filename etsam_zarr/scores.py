@@ -24,6 +24,17 @@ def stage_scores(store: RunStore, stage: Stage, *, backwards: Mapping[int, int] 
     return ScoreView(store.stage(stage), store.shape, grid=recorded_grid(store.record), backwards=backwards)
 
 
+def final_scores(store: RunStore, stage: Stage = 2) -> ScoreView:
+    """Return the full-resolution logits of a stage as the run's settings want them shown.
+
+    Prompted slices show their backward prediction if the run was asked for it.
+    """
+    predicted = store.record["settings"]["prompted_slices"] == "predict"
+    prompted = store.record["prompted"][str(stage)]
+    shown = {z: index for index, z in enumerate(prompted)} if predicted else {}
+    return stage_scores(store, stage, backwards=shown)
+
+
 class ScoreView:
     """Full-resolution logits of one stage, computed from the native ones when read; never stored.
 

@@ -11,8 +11,8 @@ from etsam_zarr.geometry import Shape3
 from etsam_zarr.ledger import Ledger, SlabRecord
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.ome import OmeVersion, create_pyramid
-from etsam_zarr.pipeline import final_scores
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.scores import final_scores
 
 SHAPE = (24, 40, 36)
 

@@ -22,9 +22,10 @@ from etsam_zarr.jobs import BlockJob, RunFacts, VolumeAddress
 from etsam_zarr.lease import Fence
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.pipeline import RunRequest, run
+from etsam_zarr.pipeline import run
 from etsam_zarr.plan import RunPlan, plan_run
 from etsam_zarr.roi import RoiVolume
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.schedule import next_jobs
 from etsam_zarr.sources import open_volume

@@ -29,8 +29,8 @@ from etsam_zarr.checkpoint import read_checkpoint
 from etsam_zarr.errors import ModelError
 from etsam_zarr.geometry import Span
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.pipeline import final_scores
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.scores import final_scores
 
 # Far below what the model scores, far above what chance gives (0.2 where a tenth is membrane).
 DICE_FLOOR = 0.65

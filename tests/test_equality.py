@@ -21,8 +21,10 @@ import torch
 from etsam_zarr.config import PROFILES, Precision, Settings, resolve_settings
 from etsam_zarr.geometry import Span
 from etsam_zarr.modelspec import ModelSpec, choose_model
-from etsam_zarr.pipeline import RunRequest, RunSummary, final_scores, run
+from etsam_zarr.pipeline import RunSummary, run
 from etsam_zarr.plan import plan_run
+from etsam_zarr.run_request import RunRequest
+from etsam_zarr.scores import final_scores
 from etsam_zarr.sources import open_volume
 
 SHAPE = (14, 37, 53)

@@ -20,9 +20,8 @@ from made_run import make_run
 from etsam_zarr.export import components_export, etsam_exports, write_all
 from etsam_zarr.geometry import Span
 from etsam_zarr.ledger import Ledger
-from etsam_zarr.pipeline import final_scores
 from etsam_zarr.runstore import RunStore
-from etsam_zarr.scores import ScoreView
+from etsam_zarr.scores import ScoreView, final_scores
 from etsam_zarr.sources import open_volume
 
 

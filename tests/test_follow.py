@@ -35,9 +35,10 @@ from etsam_zarr.errors import RunStoreError
 from etsam_zarr.events import Event, Notice, OnEvent, ignore
 from etsam_zarr.ledger import Ledger, assumption_of
 from etsam_zarr.modelspec import ModelSpec, choose_model
-from etsam_zarr.pipeline import RunRequest, run
+from etsam_zarr.pipeline import run
 from etsam_zarr.plan import plan_run
 from etsam_zarr.predictors import OF_PROCESS, Predictors
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runtime import J, NextJobs, R, Runtime, Tally, Work
 from etsam_zarr.runtime_dask import DaskRuntime
 from etsam_zarr.sources import open_volume

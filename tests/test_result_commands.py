@@ -24,8 +24,8 @@ from sklearn.metrics import average_precision_score, f1_score
 from yaozarrs import validate_zarr_store
 
 from etsam_zarr.ledger import Ledger
-from etsam_zarr.pipeline import final_scores
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.scores import final_scores
 
 Array = npt.NDArray[Any]
 EVERYWHERE = np.ones((3, 3, 3))

@@ -27,8 +27,9 @@ from etsam_zarr.bundled import BUNDLED_SETTINGS
 from etsam_zarr.config import Settings, resolve_settings
 from etsam_zarr.events import Advanced, Event, Notice, OnEvent, Started, ignore
 from etsam_zarr.modelspec import ModelSpec, choose_model
-from etsam_zarr.pipeline import RunRequest, run
+from etsam_zarr.pipeline import run
 from etsam_zarr.plan import plan_run
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.sources import open_volume
 
 SHAPE = (14, 30, 41)

@@ -24,9 +24,11 @@ from etsam_zarr.errors import FingerprintError
 from etsam_zarr.events import Advanced, Event, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.pipeline import RunRequest, RunSummary, final_scores, run
+from etsam_zarr.pipeline import RunSummary, run
 from etsam_zarr.plan import plan_run
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runstore import STAGES, Stage
+from etsam_zarr.scores import final_scores
 
 # Two tiles of 256 along each axis, overlapping by 212 and 92.
 SHAPE = (5, 300, 420)

@@ -20,8 +20,8 @@ from etsam_zarr.errors import RunStoreError
 from etsam_zarr.events import Event, Notice
 from etsam_zarr.geometry import Span
 from etsam_zarr.ledger import Ledger
-from etsam_zarr.pipeline import final_scores
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.scores import final_scores
 from etsam_zarr.view_layers import ViewLayer, view_layers
 
 

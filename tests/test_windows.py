@@ -31,8 +31,9 @@ from etsam_zarr.events import Advanced, Event, Notice, OnEvent, ignore
 from etsam_zarr.geometry import Span
 from etsam_zarr.ledger import Block, Ledger, RepairRecord
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.pipeline import RunRequest, run
+from etsam_zarr.pipeline import run
 from etsam_zarr.plan import Seams, cut_windows, plan_run
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, StageArrays
 from etsam_zarr.seams import seams
 from etsam_zarr.slabs import SlabValues

@@ -33,9 +33,10 @@ from etsam_zarr.config import resolve_settings
 from etsam_zarr.events import Advanced, Event, Notice, OnEvent, ignore
 from etsam_zarr.geometry import Span
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.pipeline import RunRequest, run
+from etsam_zarr.pipeline import run
 from etsam_zarr.plan import plan_run
 from etsam_zarr.propagation import Propagation
+from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runtime import J, NextJobs, R, Runtime, SerialRuntime, Work
 from etsam_zarr.runtime_dask import DaskRuntime
 from etsam_zarr.sources import open_volume

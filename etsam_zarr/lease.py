@@ -13,20 +13,23 @@ import json
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import psutil
 
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import LeaseLostError, RunStoreError
+from etsam_zarr.lease_file import (
+    Holder,
+    UnreadableLease,
+    last_sign_of_life,
+    lease_file,
+    newest_lease,
+    publish,
+    read_holder,
+)
 
 BEAT_SECONDS = 5.0
 """How often a holder gives a sign of life."""
@@ -36,48 +39,9 @@ _CLOCKS_AGREE_SECONDS = 600.0
 """No two machines of a cluster differ by more: a last sign of life that is older needs no watching."""
 _FOLDER = ".lease"
 _RELEASED = ".released"
+_STARTING = "one that is only starting"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds, or held, a lease."""
-
-    host: str
-    pid: int
-    started: float
-    """When the process started, seconds since the epoch as its system counts them: numbers of processes come back."""
-    space: str
-    """Boot and process namespace within which ``pid`` means something; empty where the system does not say."""
-    token: str
-    """Random; tells two leases of one process apart."""
-    since: str
-    """When the lease was taken, ISO 8601, UTC."""
-
-    @classmethod
-    def this_process(cls) -> Holder:
-        """Describe the process that calls, with a new token."""
-        return cls(
-            host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time(), space=_process_space(),
-            token=secrets.token_hex(8), since=datetime.now(UTC).isoformat(timespec="seconds"),
-        )  # fmt: skip
-
-    @property
-    def is_near(self) -> bool:
-        """Whether this process can see the holder's process, or that it is gone."""
-        return (self.host, self.space) == (socket.gethostname(), _process_space())
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the process of a near holder has ended; a killed one that nobody has waited for counts as ended."""
-        try:
-            process = psutil.Process(self.pid)
-            return bool(process.create_time() != self.started) or bool(process.status() == psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.AccessDenied:
-            return False
 
 
 @dataclass(frozen=True)
@@ -117,13 +81,13 @@ class Fence:
         LeaseLostError
             The run has ended, another one took the store over, or another worker the work.
         """
-        path, store = _file(self.folder, self.number), self.folder.parent
-        if _newest(self.folder) > self.number:
+        path, store = lease_file(self.folder, self.number), self.folder.parent
+        if newest_lease(self.folder) > self.number:
             raise LeaseLostError(f"Another run took over the run store {store}: {_LOST}")
         try:
-            mine = _read(path).token == self.token
+            mine = read_holder(path).token == self.token
             claimed = self.claim is None or (self.folder / self.claim[0]).read_text() == self.claim[1]
-        except (OSError, _Unreadable) as error:
+        except (OSError, UnreadableLease) as error:
             raise LeaseLostError(f"The run store {store} is gone or damaged ({error}): {_LOST}") from error
         if not mine or path.with_suffix(_RELEASED).exists():
             raise LeaseLostError(f"The run that started this work on {store} has ended: {_LOST}")
@@ -190,24 +154,24 @@ class Lease:
 
     @property
     def _path(self) -> Path:
-        return _file(self._folder, self._number)
+        return lease_file(self._folder, self._number)
 
     def _take(self) -> bool:
         """Try for the number after the newest; return False if somebody else got it."""
         draft = self._folder / f"{self._holder.token}.draft"
         draft.write_text(json.dumps(asdict(self._holder)))
         try:
-            newest = _newest(self._folder)
+            newest = newest_lease(self._folder)
             if newest:
-                self._await_end_of(_file(self._folder, newest), now=draft.stat().st_mtime)
+                self._await_end_of(lease_file(self._folder, newest), now=draft.stat().st_mtime)
             self._number = newest + 1
-            _publish(draft, self._path)
+            publish(draft, self._path)
         except FileExistsError:
             return False
         finally:
             draft.unlink(missing_ok=True)
         # The newest may have been cleared away between the look and the link, by the holder of a higher number.
-        if _newest(self._folder) != self._number or _read(self._path) != self._holder:
+        if newest_lease(self._folder) != self._number or read_holder(self._path) != self._holder:
             self._path.unlink(missing_ok=True)
             return False
         return True
@@ -217,24 +181,24 @@ class Lease:
 
         ``now`` is the time on the clock of the file system, seconds since the epoch.
         """
-        first_beat = _beat_of(path)
+        first_beat = last_sign_of_life(path)
         silent_since = time.monotonic()
         said = False
         while not path.with_suffix(_RELEASED).exists():
-            if _newest(self._folder) != int(path.stem):
+            if newest_lease(self._folder) != int(path.stem):
                 return  # somebody else took over: the caller looks again
             try:
-                holder = _read(path)
+                holder = read_holder(path)
             except FileNotFoundError:
                 return
-            except _Unreadable:
+            except UnreadableLease:
                 holder = None  # being written, or written by a machine that died while it did: time will tell
             if holder is not None and holder.is_near:
                 if holder.is_gone:
                     return
                 raise self._refusal(holder)
             # The file was just opened, so a network file system shows its present time, not one it remembers.
-            beat = _beat_of(path)
+            beat = last_sign_of_life(path)
             if beat != first_beat:
                 raise self._refusal(holder)
             long_ago = beat is not None and now - beat > self._patience + _CLOCKS_AGREE_SECONDS
@@ -244,14 +208,14 @@ class Lease:
                 said = True
                 _log.warning(
                     "The run store %s was being written by %s. Waiting up to %g s for a sign of life of it.",
-                    self._store, _named(holder), self._patience,
+                    self._store, holder or _STARTING, self._patience,
                 )  # fmt: skip
             time.sleep(min(0.5, self._beat / 4))
 
     def _refusal(self, holder: Holder | None) -> RunStoreError:
         return RunStoreError(
-            f"Another process is writing the run store {self._store}: {_named(holder)}. Wait for it to end, or give "
-            "another -o."
+            f"Another process is writing the run store {self._store}: {holder or _STARTING}. Wait for it to end, or "
+            "give another -o."
         )
 
     def _tidy(self) -> None:
@@ -269,61 +233,3 @@ class Lease:
                 os.utime(self._path)
             except OSError as error:
                 _log.info("No sign of life at %s: %s", self._path, error)
-
-
-class _Unreadable(Exception):
-    """A lease file that does not hold a whole holder."""
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:07d}.json"
-
-
-def _newest(folder: Path) -> int:
-    """Return the highest number in the folder, 0 if there is none."""
-    return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()), default=0)
-
-
-def _publish(draft: Path, path: Path) -> None:
-    """Give a whole file a name that must be free."""
-    try:
-        path.hardlink_to(draft)
-    except FileExistsError:
-        raise
-    except OSError:
-        # A file system without hard links. Whoever reads the file half written waits until it is whole.
-        with path.open("x") as file:
-            file.write(draft.read_text())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _read(path: Path) -> Holder:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        return Holder(**content)
-    except (ValueError, TypeError) as error:
-        raise _Unreadable(f"{path}: {error}") from error
-
-
-def _beat_of(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return None
-
-
-def _named(holder: Holder | None) -> str:
-    if holder is None:
-        return "one that is only starting"
-    return f"process {holder.pid} on {holder.host}, since {holder.since}"
-
-
-@cache
-def _process_space() -> str:
-    """Tell machines, boots and containers apart where the system lets us."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from etsam_zarr.errors import LeaseLostError, OutputError, RunStoreError
-from etsam_zarr.lease import Holder, Lease
+from etsam_zarr.lease import Lease
+from etsam_zarr.lease_file import Holder
 
 # Signs of life come often and patience is short, so that these tests take moments.
 QUICK: Any = {"beat": 0.05, "patience": 0.6}

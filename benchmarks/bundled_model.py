@@ -38,10 +38,11 @@ from etsam_zarr.phantom.store import write_phantom
 from etsam_zarr.phantom.volume import PhantomSettings
 from etsam_zarr.prompts import fixed_prompt, prompted_slices
 from etsam_zarr.propagation import Propagation, SliceOutput
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.sam import build_predictor
 from etsam_zarr.scores import final_scores
 from etsam_zarr.sources import open_volume
+from etsam_zarr.stage_arrays import Stage
 from etsam_zarr.training.pairs import Pair, TrainingVolume
 from etsam_zarr.training.predict import compute_stage1
 from etsam_zarr.training.settings import RECIPES

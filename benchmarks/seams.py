@@ -39,12 +39,13 @@ from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windo
 from etsam_zarr.propagation import Propagation
 from etsam_zarr.repair import REPAIR_SLAB, agrees
 from etsam_zarr.run_request import RunRequest
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.sam import Predictor
 from etsam_zarr.scores import final_scores, upsample
 from etsam_zarr.seams import seams as seams_of
 from etsam_zarr.slabs import Slab, SlabValues
 from etsam_zarr.sources import open_volume
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH, Stage
 from etsam_zarr.stage_inputs import stage_inputs
 
 TOLERANCES = (0.0, 0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)

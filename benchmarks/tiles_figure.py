@@ -29,9 +29,10 @@ from etsam_zarr.phantom.volume import PhantomSettings
 from etsam_zarr.pipeline import run
 from etsam_zarr.plan import plan_run
 from etsam_zarr.run_request import RunRequest
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.scores import final_scores, upsample
 from etsam_zarr.sources import open_volume
+from etsam_zarr.stage_arrays import Stage
 from etsam_zarr.tiling import TileGrid
 
 FIGURE = Path(__file__).parents[1] / "docs" / "tiles.png"

@@ -47,9 +47,9 @@ def run_once(
     from etsam_zarr.pipeline import RunSummary, run
     from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windows, plan_run
     from etsam_zarr.run_request import RunRequest
-    from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH
     from etsam_zarr.runtime_dask import DaskRuntime
     from etsam_zarr.sources import open_volume
+    from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH
 
     settings = resolve_settings("etsam-v2", tiling="tiles" if tiles > 1 else "whole")
     on_phantom = follow or windows > 1

@@ -8,7 +8,8 @@ import click
 from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.result_options import PATH
 
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import RunStore
+from etsam_zarr.stage_arrays import Stage
 
 
 @click.command()

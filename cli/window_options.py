@@ -11,7 +11,8 @@ import click
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.geometry import Span
 from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windows
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore
+from etsam_zarr.runstore import RunStore
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH
 
 
 def _count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

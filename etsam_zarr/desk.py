@@ -16,8 +16,9 @@ from etsam_zarr.ledger import Ledger
 from etsam_zarr.predictors import Predictors
 from etsam_zarr.propagation import Propagation, SliceOutput
 from etsam_zarr.remote.address import is_remote
-from etsam_zarr.runstore import RunStore, StageArrays
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.slabs import BackwardPredictions, Slab, SlabWriter
+from etsam_zarr.stage_arrays import StageArrays
 from etsam_zarr.stage_inputs import StageInputs, stage_inputs
 from etsam_zarr.statefile import read_state
 from etsam_zarr.volume import Volume

@@ -26,8 +26,9 @@ from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import MEMBRANES, mask_chunks
 from etsam_zarr.mrc.write import MrcPlan, write_mrc
 from etsam_zarr.results import COMPONENTS, PROCESSED, Source
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.scores import final_scores
+from etsam_zarr.stage_arrays import Stage
 from etsam_zarr.status import stage_status
 from etsam_zarr.tiling import recorded_grid
 from etsam_zarr.volume import Array

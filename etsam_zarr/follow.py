@@ -23,8 +23,8 @@ from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span, cut
 from etsam_zarr.jobs import ASSUMED_BOUNDS, BlockJob
 from etsam_zarr.ledger import REDONE, Block, Ledger, assumption_of, conditioning_of
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH
 from etsam_zarr.slabs import SlabValues
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH
 
 PATIENCE_SECONDS = 5.0
 """How long a job waits for stage 1's next slab before it gives its worker back. It goes on when that is there; what

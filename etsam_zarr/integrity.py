@@ -7,8 +7,9 @@ from etsam_zarr.events import Notice, OnEvent
 from etsam_zarr.geometry import Span, cut
 from etsam_zarr.ledger import Block, Ledger, RepairRecord, by_slice, conditioning_of
 from etsam_zarr.repair import discard_journal
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, Stage, StageArrays
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.slabs import SlabValues
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH, Stage, StageArrays
 from etsam_zarr.statefile import read_state
 
 

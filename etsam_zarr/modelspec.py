@@ -17,8 +17,8 @@ from etsam_zarr.weights import find_etsam_weights
 if TYPE_CHECKING:
     import torch
 
-    from etsam_zarr.runstore import Stage
     from etsam_zarr.sam import Predictor
+    from etsam_zarr.stage_arrays import Stage
 
 HOW_TO_GET_WEIGHTS = (
     "Get ETSAM's with 'etsam-zarr weights fetch' (2 x 320 MB from https://doi.org/10.5281/zenodo.17571925), give files "

@@ -13,9 +13,10 @@ from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.predictors import Predictors
 from etsam_zarr.run_request import RunRequest, open_store, run_facts, take_over_voxel_size
-from etsam_zarr.runstore import STAGES, RunStore
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.runtime import Runtime, SerialRuntime
 from etsam_zarr.scores import final_scores
+from etsam_zarr.stage_arrays import STAGES
 from etsam_zarr.stages import Stages
 from etsam_zarr.volume import Volume
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.runstore import Stage
 from etsam_zarr.sam import Predictor
+from etsam_zarr.stage_arrays import Stage
 
 
 class Predictors:

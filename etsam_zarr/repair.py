@@ -20,8 +20,9 @@ from etsam_zarr.atomic import disk_errors
 from etsam_zarr.desk import Desk, walked_slabs
 from etsam_zarr.geometry import Span, cut
 from etsam_zarr.ledger import Block, RepairRecord
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, read_stored
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.slabs import FinishedSlab, SlabValues
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH, read_stored
 from etsam_zarr.statefile import read_state
 
 REPAIR_SLAB = 4

@@ -11,45 +11,31 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec
 
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import FingerprintError, OutputExistsError, RunStoreError
 from etsam_zarr.geometry import Shape3, Span
 from etsam_zarr.lease import Fence, Lease
 from etsam_zarr.ledger import Block
+from etsam_zarr.stage_arrays import (
+    LOGIT_CHUNK_DEPTH,
+    STAGES,
+    Stage,
+    StageArrays,
+    StageSizes,
+    create_stage_arrays,
+    open_stage_arrays,
+)
 
 SUFFIX = ".etsam.zarr"
 LAYOUT = 2
 """Number of the layout below; a store of another one is refused."""
 
-Stage = Literal[1, 2]
-STAGES: tuple[Stage, ...] = (1, 2)
-
-LOGIT_CHUNK_DEPTH = 16
-"""Slices per stored chunk of logits; fixed, so that the store does not depend on the slab. Windows begin with one."""
 _JOURNAL = "repair"
-
-
-@dataclass(frozen=True)
-class StageArrays:
-    """The arrays of one stage; the first axis is the tile, the second the slice."""
-
-    logits: zarr.Array[Any]
-    """Native logits, float32, (tile, z, native, native)."""
-    object_score: zarr.Array[Any]
-    """Float32, (tile, z)."""
-    object_pointer: zarr.Array[Any]
-    """Float32, (tile, z, hidden dim)."""
-    backwards: zarr.Array[Any]
-    """Native logits predicted backwards for prompted slices, float32, (tile, prompted slice, native, native)."""
 
 
 class RunStore:
@@ -96,13 +82,8 @@ class RunStore:
             windows = windows or (Span(0, depth),)
             for stage in STAGES:
                 for name in (f"stages/{stage}", f"stages/{stage}/{_JOURNAL}")[: 1 if len(windows) == 1 else 2]:
-                    group = root.create_group(name)
-                    images = (tiles, depth, native_size, native_size)
-                    _add(group, "logits", images, (1, LOGIT_CHUNK_DEPTH, native_size, native_size))
-                    _add(group, "object_score", images[:2], (1, LOGIT_CHUNK_DEPTH))
-                    _add(group, "object_pointer", (*images[:2], hidden_dim), (1, LOGIT_CHUNK_DEPTH, hidden_dim))
-                    backwards = (tiles, prompted[stage], native_size, native_size)
-                    _add(group, "backwards", backwards, (1, 1, native_size, native_size))
+                    sizes = StageSizes(tiles, depth, native_size, hidden_dim, prompted[stage])
+                    create_stage_arrays(root.create_group(name), sizes)
             layout = {"layout": LAYOUT, "tiles": tiles, "windows": [[span.start, span.stop] for span in windows]}
             write_atomically(partial / "run.json", _json({**layout, **record}))
             partial.rename(path)
@@ -199,7 +180,7 @@ class RunStore:
         RunStoreError
             Their metadata are damaged.
         """
-        return self._arrays(self._stage_folder(stage))
+        return open_stage_arrays(self._stage_folder(stage))
 
     def journal(self, stage: Stage) -> StageArrays:
         """Return the arrays that take the slices of repairs until these have ended; same shapes.
@@ -209,21 +190,10 @@ class RunStore:
         RunStoreError
             Their metadata are damaged, or the stage is finished, so that they are gone.
         """
-        return self._arrays(self._stage_folder(stage) / _JOURNAL)
+        return open_stage_arrays(self._stage_folder(stage) / _JOURNAL)
 
     def _stage_folder(self, stage: Stage) -> Path:
         return self.path / "stages" / str(stage)
-
-    def _arrays(self, folder: Path) -> StageArrays:
-        try:
-            group = zarr.open_group(folder, mode="r+")
-            arrays = {name: group[name] for name in ("logits", "object_score", "object_pointer", "backwards")}
-        except (OSError, ValueError, KeyError) as error:
-            raise RunStoreError(
-                f"The run store {self.path} is damaged: the metadata in {folder} cannot be read ({error}). Run again "
-                "with --overwrite."
-            ) from error
-        return StageArrays(**arrays)  # type: ignore[arg-type] # zarr says "array or group"
 
     def forget_slices(self, stage: Stage, tile: int, z: Span, *, journal: bool = False) -> None:
         """Delete the chunks of a stage of a tile that begin within ``z``, which must end with a window.
@@ -296,38 +266,6 @@ class RunStore:
         """
         with Lease(self.path) as lease:
             yield lease.fence
-
-
-def read_stored(array: zarr.Array[Any], *selection: int | slice) -> npt.NDArray[np.float32]:
-    """Read from an array of a stage.
-
-    Raises
-    ------
-    RunStoreError
-        A chunk is damaged.
-    """
-    try:
-        return np.ascontiguousarray(array[selection], dtype=np.float32)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RunStoreError(
-            f"A chunk of {array.store_path} in the run store is damaged ({error}). Run again with --overwrite."
-        ) from error
-
-
-def _add(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
-    """Create a float32 array with shuffled, Zstandard-compressed chunks."""
-    version = group.metadata.zarr_format
-    compressor: Any
-    if version == 2:
-        import numcodecs
-
-        compressor = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
-    else:
-        compressor = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=4)
-    group.create_array(
-        name, shape=shape, chunks=chunks, dtype=np.dtype("float32"), compressors=compressor, fill_value=0.0,
-        chunk_key_encoding={"name": "v2", "separator": "/"} if version == 2 else None,
-    )  # fmt: skip
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.jobs import ASSUMED_BOUNDS, BlockJob, RunFacts, Work
 from etsam_zarr.lease import Fence
 from etsam_zarr.ledger import Block, Ledger, RepairRecord, conditioning_of
-from etsam_zarr.runstore import Stage
+from etsam_zarr.stage_arrays import Stage
 
 
 @dataclass(frozen=True)

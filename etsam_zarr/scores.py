@@ -13,7 +13,8 @@ import torch
 
 from etsam_zarr.errors import RunStoreError
 from etsam_zarr.geometry import Shape3, Span, cut
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, Stage, StageArrays, read_stored
+from etsam_zarr.runstore import RunStore
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH, Stage, StageArrays, read_stored
 from etsam_zarr.tiling import Tile, TileGrid, recorded_grid
 
 Logits = npt.NDArray[np.float32]

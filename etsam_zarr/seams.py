@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from etsam_zarr.ledger import Ledger
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import RunStore
+from etsam_zarr.stage_arrays import Stage
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from etsam_zarr.follow import measured_bounds
 from etsam_zarr.integrity import check_stage
 from etsam_zarr.jobs import BlockJob
 from etsam_zarr.ledger import Block, Ledger, computed_slices
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.seams import seam_text, seams
+from etsam_zarr.stage_arrays import Stage
 
 
 class StageProgress:

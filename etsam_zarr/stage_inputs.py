@@ -20,8 +20,9 @@ from etsam_zarr.intensity import IntensityRange, normalizer
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.prompts import fixed_prompt
-from etsam_zarr.runstore import RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.scores import stage_scores
+from etsam_zarr.stage_arrays import Stage
 from etsam_zarr.tiling import Tile, padded
 from etsam_zarr.volume import Volume
 

@@ -14,9 +14,10 @@ from etsam_zarr.jobs import Work as KindOfWork
 from etsam_zarr.lease import Fence
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.predictors import Predictors
-from etsam_zarr.runstore import STAGES, RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.runtime import Runtime, Work
 from etsam_zarr.schedule import following_jobs, next_jobs
+from etsam_zarr.stage_arrays import STAGES, Stage
 from etsam_zarr.stage_end import StageProgress
 from etsam_zarr.stage_inputs import bounds_of_stage1
 from etsam_zarr.volume import Volume

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from etsam_zarr.ledger import REDONE, Ledger, computed_slices, conditioning_of
-from etsam_zarr.runstore import STAGES, RunStore, Stage
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.seams import SeamReport, seams
+from etsam_zarr.stage_arrays import STAGES, Stage
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from etsam_zarr.maskpass import MEMBRANES
 from etsam_zarr.masks import BoxSource, VolumeBox
 from etsam_zarr.overview import overview_factor
 from etsam_zarr.results import COMPONENTS, PROCESSED, Source
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.scores import final_scores
 from etsam_zarr.sources import open_volume
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH
 from etsam_zarr.status import stage_status
 from etsam_zarr.volume import Array, Volume
 

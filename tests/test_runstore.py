@@ -20,7 +20,8 @@ from tiny import texture, write_tomogram
 
 from etsam_zarr.errors import FingerprintError, OutputError, OutputExistsError, RunStoreError
 from etsam_zarr.geometry import Span
-from etsam_zarr.runstore import LAYOUT, LOGIT_CHUNK_DEPTH, RunStore
+from etsam_zarr.runstore import LAYOUT, RunStore
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH
 
 RECORD: dict[str, Any] = {
     "shape": [20, 8, 9],

@@ -11,8 +11,9 @@ from conftest import FinishedRun
 
 from etsam_zarr.errors import RunStoreError
 from etsam_zarr.geometry import Span
-from etsam_zarr.runstore import RunStore, StageArrays
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.scores import ScoreView, upsample
+from etsam_zarr.stage_arrays import StageArrays
 from etsam_zarr.tiling import lay_tiles
 
 SHAPE = (37, 23, 31)

@@ -27,8 +27,8 @@ from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.pipeline import RunSummary, run
 from etsam_zarr.plan import plan_run
 from etsam_zarr.run_request import RunRequest
-from etsam_zarr.runstore import STAGES, Stage
 from etsam_zarr.scores import final_scores
+from etsam_zarr.stage_arrays import STAGES, Stage
 
 # Two tiles of 256 along each axis, overlapping by 212 and 92.
 SHAPE = (5, 300, 420)

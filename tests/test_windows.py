@@ -34,9 +34,10 @@ from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.pipeline import run
 from etsam_zarr.plan import Seams, cut_windows, plan_run
 from etsam_zarr.run_request import RunRequest
-from etsam_zarr.runstore import LOGIT_CHUNK_DEPTH, RunStore, StageArrays
+from etsam_zarr.runstore import RunStore
 from etsam_zarr.seams import seams
 from etsam_zarr.slabs import SlabValues
+from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH, StageArrays
 
 DEPTH = 40
 SHAPE = (DEPTH, 30, 41)

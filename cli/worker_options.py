@@ -132,8 +132,9 @@ class Team:
             return
         import torch
 
-        from etsam_zarr.cluster import dashboard_of, local_cluster, look_over
+        from etsam_zarr.cluster import dashboard_of, local_cluster
         from etsam_zarr.runtime_dask import DaskRuntime
+        from etsam_zarr.worker_facts import look_over
 
         with contextlib.ExitStack() as stack:
             if self.client is None:
@@ -161,7 +162,7 @@ def team_of(given: dict[str, Any]) -> Team:
                 "as well."
             )
         return Team(1, given["device"], follow=given["follow"])
-    from etsam_zarr.cluster import devices_for
+    from etsam_zarr.device import devices_for
 
     devices = devices_for(given["devices"], given["workers"], given["device"])
     if given["workers"] is None and len(devices) == 1:
@@ -183,7 +184,8 @@ def hired(given: dict[str, Any], on_event: OnEvent) -> Iterator[Team]:
         return
     if given["devices"] is not None or given["workers"] is not None:
         raise SettingsError("--scheduler has workers of its own. Leave --devices and --workers out.")
-    from etsam_zarr.cluster import existing_cluster, look_over, wait_for_worker
+    from etsam_zarr.cluster import existing_cluster, wait_for_worker
+    from etsam_zarr.worker_facts import look_over
 
     with existing_cluster(given["scheduler"]) as client:
         wait_for_worker(client, seconds=_CLUSTER_PATIENCE_SECONDS, on_event=on_event)

@@ -1,4 +1,4 @@
-"""Starts worker processes on this machine, or finds those of an existing dask.distributed cluster and looks them over.
+"""Starts worker processes on this machine, or finds those of an existing dask.distributed cluster.
 
 Every worker computes one job at a time on one device: with more threads two jobs would share a model, and with more
 devices a process would hold a context on each.
@@ -12,38 +12,19 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etsam_zarr.errors import ClusterError, SettingsError, in_one_line
+from etsam_zarr.errors import ClusterError, in_one_line
 from etsam_zarr.events import Notice, OnEvent
 
 if TYPE_CHECKING:
     from distributed import Client
 
-_PACKAGE = "etsam-zarr"
 _START_SECONDS = 120.0
 ALLOWED_FAILURES = 3
 """How many workers a job may take along before it is given up."""
-
-
-@dataclass(frozen=True)
-class WorkerFacts:
-    """What a worker process says of itself."""
-
-    host: str
-    threads: int
-    """Of dask: how many jobs it would compute at once."""
-    gpu: str | None
-    """Identity of the first GPU that it sees."""
-    bfloat16: bool
-    """Whether its device computes bfloat16 fast."""
-    missing: tuple[str, ...]
-    """Which of the files asked for it cannot see."""
 
 
 @contextlib.contextmanager
@@ -143,12 +124,12 @@ def wait_for_worker(client: Client, *, seconds: float, on_event: OnEvent) -> Non
     ClusterError
         There is none after so many seconds, or the scheduler went away.
     """
-    with _answering():
+    with answering():
         present = client.nthreads()
     if present:
         return
     on_event(Notice(f"The cluster has no workers yet; waiting up to {seconds:g} s for the first."))
-    with _answering():
+    with answering():
         try:
             client.wait_for_workers(1, timeout=seconds)
         except TimeoutError as error:
@@ -158,6 +139,18 @@ def wait_for_worker(client: Client, *, seconds: float, on_event: OnEvent) -> Non
             ) from error
 
 
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Say so where the scheduler goes away while something is asked of it, before any work is begun."""
+    try:
+        yield
+    except (OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"The scheduler went away before any work was begun ({in_one_line(error)}). Start the cluster again, or "
+            "compute on this machine, and give the same command."
+        ) from error
+
+
 def dashboard_of(client: Client) -> str:
     """Say where to watch the workers."""
     try:
@@ -165,128 +158,6 @@ def dashboard_of(client: Client) -> str:
     except ImportError:
         return f"dashboard {client.dashboard_link} (its plots need the package bokeh)"
     return f"dashboard {client.dashboard_link}"
-
-
-def look_over(client: Client, *, files: Sequence[Path], device: str = "auto") -> dict[str, WorkerFacts]:
-    """Ask all workers whether they can do the work, before any is begun.
-
-    Parameters
-    ----------
-    files
-        What all of them must see under the same path.
-    device
-        ``"auto"``, ``"cpu"`` or a GPU: whether it matters what GPUs they see.
-
-    Returns
-    -------
-    What they say, by address.
-
-    Raises
-    ------
-    ClusterError
-        A worker has another version of this package or none, does not see the files, or computes several jobs at once;
-        or some have GPUs and others not; or the scheduler went away.
-    """
-    version = _own_version()
-    with _answering():
-        found = client.run(metadata.version, _PACKAGE, on_error="return")
-    other = sorted(f"{address} ({_version(answer)})" for address, answer in found.items() if answer != version)
-    if other:
-        raise ClusterError(
-            f"The workers {', '.join(other)} do not have {_PACKAGE} {version}, which runs here. Install the same "
-            "version in the workers' environment, or start them from this one."
-        )
-    with _answering():
-        facts: dict[str, WorkerFacts] = client.run(describe_worker, tuple(str(path) for path in files), device)
-    for address, fact in sorted(facts.items()):
-        if fact.missing:
-            raise ClusterError(
-                f"The worker {address} on {fact.host} does not see {', '.join(fact.missing)}. Workers read the volume "
-                "and write the run store themselves: put both where all machines have them under the same path."
-            )
-        if fact.threads != 1:
-            raise ClusterError(
-                f"The worker {address} has {fact.threads} threads, so that it would compute several blocks at once "
-                "with one model. Start workers with --nthreads 1 (dask-jobqueue: cores=1), one per device."
-            )
-    gpus = Counter(fact.gpu for fact in facts.values())
-    if device == "auto" and None in gpus and len(gpus) > 1:
-        raise ClusterError(
-            f"{gpus[None]} of {len(facts)} workers see no GPU, the others do, and results of the two differ in the "
-            "last bits. Give --device cpu, or stop the workers without a GPU."
-        )
-    shared = [gpu for gpu, count in gpus.items() if gpu is not None and count > 1]
-    if shared and device != "cpu":
-        raise ClusterError(
-            f"{gpus[shared[0]]} workers see the same first GPU ({shared[0]}). Start each worker with a "
-            "CUDA_VISIBLE_DEVICES of its own."
-        )
-    return facts
-
-
-def describe_worker(files: tuple[str, ...], device: str, dask_worker: Any = None) -> WorkerFacts:  # noqa: ANN401
-    """Describe the process that calls; dask.distributed passes itself as ``dask_worker``."""
-    import socket
-
-    import torch
-
-    from etsam_zarr.device import choose_precision
-
-    missing = tuple(path for path in files if not Path(path).exists())
-    gpu = str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None
-    where = torch.device("cpu" if gpu is None or device == "cpu" else "cuda:0")
-    fast = choose_precision("auto", where) == "bfloat16"
-    return WorkerFacts(socket.gethostname(), dask_worker.state.nthreads, gpu, fast, missing)
-
-
-def devices_for(devices: str | None, workers: int | None, device: str) -> tuple[str, ...]:
-    """Return the device of each worker on this machine, from what the command line says; empty for no workers.
-
-    Parameters
-    ----------
-    devices
-        A list with commas, such as ``"cuda:0,cuda:1"``, or ``"all"`` for all GPUs.
-    workers
-        How many workers; they get the first GPUs, or all the CPU.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda:N"``.
-
-    Raises
-    ------
-    SettingsError
-        They contradict, name a device that is not there, or mix kinds.
-    """
-    if devices is None and workers is None:
-        return ()
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if devices is not None:
-        if workers is not None or device != "auto":
-            raise SettingsError("--devices says already how many workers there are and where. Leave --workers and "
-                                "--device out.")  # fmt: skip
-        chosen = tuple(f"cuda:{n}" for n in range(gpus)) if devices == "all" else tuple(devices.split(","))
-    else:
-        assert workers is not None
-        if workers < 1:
-            raise SettingsError(f"{workers} workers cannot compute anything; give --workers 1 or more.")
-        if device not in ("auto", "cpu"):
-            raise SettingsError(f"--workers chooses devices itself, and --device names {device}. Use --devices to name "
-                                "several, or --device cpu.")  # fmt: skip
-        on_cpu = device == "cpu" or not gpus
-        chosen = ("cpu",) * workers if on_cpu else tuple(f"cuda:{n}" for n in range(workers))
-    absent = [name for name in chosen if name != "cpu" and name not in {f"cuda:{n}" for n in range(gpus)}]
-    if absent or not chosen:
-        raise SettingsError(
-            f"{absent[0] if absent else 'A GPU'} is not there: this machine has {gpus} GPUs that PyTorch can use. Give "
-            "devices as cuda:0,cuda:1 or cpu,cpu, or --workers with --device cpu."
-        )
-    if len({name.partition(":")[0] for name in chosen}) > 1:
-        raise SettingsError(f"--devices {devices} mixes CPU and GPU, whose results differ in the last bits. Take one.")
-    twice = [name for name, count in Counter(chosen).items() if count > 1 and name != "cpu"]
-    if twice:
-        raise SettingsError(f"{twice[0]} is named twice; two workers on one GPU are no faster. Name each GPU once.")
-    return chosen
 
 
 def _visible(device: str) -> dict[str, str]:
@@ -324,18 +195,6 @@ def _close(cluster: Any) -> None:  # noqa: ANN401
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
     cluster.close(timeout=20)
-
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    """Say so where the scheduler goes away while something is asked of it, before any work is begun."""
-    try:
-        yield
-    except (OSError, TimeoutError) as error:
-        raise ClusterError(
-            f"The scheduler went away before any work was begun ({in_one_line(error)}). Start the cluster again, or "
-            "compute on this machine, and give the same command."
-        ) from error
 
 
 def _log_level() -> int:
@@ -377,11 +236,3 @@ def _start_errors() -> Iterator[None]:
             f"The worker processes did not start ({in_one_line(error)}). A program of your own that runs the pipeline "
             "with workers must do so under: if __name__ == '__main__'."
         ) from error
-
-
-def _own_version() -> str:
-    return metadata.version(_PACKAGE)
-
-
-def _version(answer: object) -> str:
-    return answer if isinstance(answer, str) else "does not have it"

@@ -1,7 +1,8 @@
-"""Which device and precision a run uses."""
+"""Which devices and which precision a run uses."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal, get_args
 
 import torch
@@ -32,6 +33,54 @@ def choose_device(name: str = "auto") -> torch.device:
             "Give --device cpu, or install a CUDA build of PyTorch if the machine has a GPU."
         )
     return device
+
+
+def devices_for(devices: str | None, workers: int | None, device: str) -> tuple[str, ...]:
+    """Return the device of each worker on this machine, from what the command line says; empty for no workers.
+
+    Parameters
+    ----------
+    devices
+        A list with commas, such as ``"cuda:0,cuda:1"``, or ``"all"`` for all GPUs.
+    workers
+        How many workers; they get the first GPUs, or all the CPU.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    SettingsError
+        They contradict, name a device that is not there, or mix kinds.
+    """
+    if devices is None and workers is None:
+        return ()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices is not None:
+        if workers is not None or device != "auto":
+            raise SettingsError("--devices says already how many workers there are and where. Leave --workers and "
+                                "--device out.")  # fmt: skip
+        chosen = tuple(f"cuda:{n}" for n in range(gpus)) if devices == "all" else tuple(devices.split(","))
+    else:
+        assert workers is not None
+        if workers < 1:
+            raise SettingsError(f"{workers} workers cannot compute anything; give --workers 1 or more.")
+        if device not in ("auto", "cpu"):
+            raise SettingsError(f"--workers chooses devices itself, and --device names {device}. Use --devices to name "
+                                "several, or --device cpu.")  # fmt: skip
+        on_cpu = device == "cpu" or not gpus
+        chosen = ("cpu",) * workers if on_cpu else tuple(f"cuda:{n}" for n in range(workers))
+    absent = [name for name in chosen if name != "cpu" and name not in {f"cuda:{n}" for n in range(gpus)}]
+    if absent or not chosen:
+        raise SettingsError(
+            f"{absent[0] if absent else 'A GPU'} is not there: this machine has {gpus} GPUs that PyTorch can use. Give "
+            "devices as cuda:0,cuda:1 or cpu,cpu, or --workers with --device cpu."
+        )
+    if len({name.partition(":")[0] for name in chosen}) > 1:
+        raise SettingsError(f"--devices {devices} mixes CPU and GPU, whose results differ in the last bits. Take one.")
+    twice = [name for name, count in Counter(chosen).items() if count > 1 and name != "cpu"]
+    if twice:
+        raise SettingsError(f"{twice[0]} is named twice; two workers on one GPU are no faster. Name each GPU once.")
+    return chosen
 
 
 def choose_precision(name: Literal["float32", "bfloat16", "auto"], device: torch.device) -> Precision:

@@ -18,33 +18,26 @@ import logging
 import queue
 import secrets
 import time
-import traceback
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from etsam_zarr import errors
+from etsam_zarr.dask_job import compute_job, event_from, outcome_of
 from etsam_zarr.errors import (
     BlocksFailedError,
     ClusterError,
-    EtsamZarrError,
     LeaseLostError,
-    UnexpectedError,
     in_one_line,
 )
-from etsam_zarr.events import Advanced, Event, Finished, Notice, OnEvent, Started
-from etsam_zarr.runtime import J, NextJobs, R, Tally, Work, attempt
+from etsam_zarr.events import Notice, OnEvent
+from etsam_zarr.runtime import J, NextJobs, R, Tally, Work
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Started, Advanced, Finished, Notice)}
 _LOOK_SECONDS = 1.0
 """How often workers are looked after while nothing is heard."""
-_CHECK_SECONDS = 2.0
-"""How often a worker that computes asks whether its work is still wanted."""
 HANGS = 3
 """After how many workers that hung in it a job is given up."""
 
@@ -192,7 +185,7 @@ class _Round:
             # The scheduler picks an idle worker. (Naming one is no use: a task whose worker dies while there is no
             # other is never run again, even where others are allowed.)
             future = self._client.submit(
-                _compute,
+                compute_job,
                 job,
                 self._work,
                 self._topic,
@@ -227,7 +220,7 @@ class _Round:
             return  # an orphan
         flight.heard = time.monotonic()
         if "event" in content:
-            self._on_event(_EVENTS[content["event"]](**content["facts"]))
+            self._on_event(event_from(content))
 
     def _end(self, name: str, flight: _Flight) -> None:
         """Note how a job ended.
@@ -240,7 +233,7 @@ class _Round:
         if flight.future.cancelled():
             # Nobody here cancelled it: the client does so when it loses the scheduler.
             raise ClusterError("The scheduler went away.")
-        result, error = _outcome_of(name, flight.future)
+        result, error = outcome_of(name, flight.future)
         del self._flights[name]
         if error is None:
             self._tally.done.add(name)
@@ -293,84 +286,9 @@ class _Round:
                 self._client.cancel([flight.future for flight in self._flights.values()], force=True)
 
     def _give_up(self, error: ClusterError) -> None:
+        under_way = f"Under way were {'; '.join(self._flights)}." if self._flights else "No block was under way."
         failed = "".join(f" {name}: {problem}" for name, problem in self._tally.failed.items())
         raise BlocksFailedError(
-            f"{error} Under way were {'; '.join(self._flights) or 'no blocks'}.{failed} Everything finished is kept: "
-            "start the cluster again, or compute on this machine, and give the same command to compute what is missing."
+            f"{error} {under_way}{failed} Everything finished is kept: start the cluster again, or compute on this "
+            "machine, and give the same command to compute what is missing."
         ) from error
-
-
-def _outcome_of(name: str, future: Future) -> tuple[Any, Exception | None]:
-    """Return what a job returned, or why it failed.
-
-    Raises
-    ------
-    ClusterError
-        The scheduler, which passes results on, went away before this one was fetched.
-    """
-    from distributed import KilledWorker
-
-    if future.status != "error":
-        try:
-            result = future.result()
-        except (OSError, TimeoutError, RuntimeError, ValueError, CancelledError) as lost:
-            # Not what the job raised, which comes as a _Trouble.
-            raise ClusterError(f"The scheduler went away: a result did not arrive ({in_one_line(lost)}).") from lost
-        if not isinstance(result, _Trouble):
-            return result, None
-        _log.info("%s failed: %s", name, result.traceback)
-        kind: type[Exception] = getattr(errors, result.kind, UnexpectedError)
-        return None, kind(result.message)
-    error: Exception = future.exception()
-    if isinstance(error, KilledWorker):
-        error = ClusterError(
-            f"It took {error.allowed_failures + 1} workers along, which died while they computed it: killed by "
-            "somebody, by the system for want of memory (see dmesg), or crashed in a library."
-        )
-    return None, error
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """What a job raised, in words: some errors cannot be pickled."""
-
-    kind: str
-    message: str
-    traceback: str
-
-
-def _compute(job: J, work: Work[J, R], topic: str, version: str) -> R | _Trouble:
-    """Do a job in a worker, telling the run how it goes; return what it returns, or what went wrong."""
-    from distributed import get_worker
-
-    worker = get_worker()
-
-    def tell(**facts: Any) -> None:  # noqa: ANN401 - what msgpack carries
-        worker.log_event(topic, {"job": job.name, "from": worker.address, **facts})
-
-    tell(begins=True)
-    fence = job.fence
-    checked = time.monotonic()
-
-    def on_event(event: Event) -> None:
-        nonlocal checked
-        tell(event=type(event).__name__, facts=asdict(event))
-        if fence is not None and time.monotonic() - checked > _CHECK_SECONDS:
-            fence.check()
-            checked = time.monotonic()
-
-    try:
-        mine = metadata.version("etsam-zarr")
-        if mine != version:
-            # One that joined after the others had been looked over.
-            raise ClusterError(
-                f"The worker {worker.address} has etsam-zarr {mine}, the run has {version}. Install the same there."
-            )
-        if fence is not None:
-            # From here on a worker that was thought dead and computes the same job cannot write any more.
-            fence = fence.claiming(job.name)
-        return attempt(replace(job, fence=fence), work, on_event)
-    except Exception as error:  # noqa: BLE001 - handed to the run
-        kind = type(error).__name__
-        message = str(error) if isinstance(error, EtsamZarrError) else f"{kind}: {error}"
-        return _Trouble(kind, message, "".join(traceback.format_exception(error)))

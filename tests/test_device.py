@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from etsam_zarr import device
-from etsam_zarr.device import choose_device, choose_precision
+from etsam_zarr.device import choose_device, choose_precision, devices_for
 from etsam_zarr.errors import SettingsError
 
 
@@ -53,3 +53,46 @@ def test_the_precision_that_is_given_counts(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_precision("float32", torch.device("cpu")) == "float32"
     with pytest.raises(SettingsError, match=r"float64.*float32, bfloat16 or auto"):
         choose_precision("float64", torch.device("cpu"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "device", "gpus", "wanted"),
+    [
+        (None, None, "auto", 2, ()),
+        (None, 2, "auto", 0, ("cpu", "cpu")),
+        (None, 2, "cpu", 4, ("cpu", "cpu")),
+        (None, 2, "auto", 4, ("cuda:0", "cuda:1")),
+        ("cuda:1,cuda:3", None, "auto", 4, ("cuda:1", "cuda:3")),
+        ("all", None, "auto", 3, ("cuda:0", "cuda:1", "cuda:2")),
+        ("cpu,cpu", None, "auto", 0, ("cpu", "cpu")),
+    ],
+)
+def test_devices_of_the_workers(
+    devices: str | None, workers: int | None, device: str, gpus: int, wanted: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert devices_for(devices, workers, device) == wanted
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "device", "says"),
+    [
+        ("cuda:0,cuda:9", None, "auto", "cuda:9 is not there: this machine has 2 GPUs"),
+        ("cuda:0,cuda:0", None, "auto", "named twice"),
+        ("cuda:0,cpu", None, "auto", "mixes CPU and GPU"),
+        ("cuda:0", 2, "auto", "--devices says already"),
+        ("cuda:0,cuda:1", None, "cpu", "--devices says already"),
+        (None, 0, "auto", "0 workers cannot"),
+        (None, 2, "cuda:1", "Use --devices"),
+        (None, 3, "auto", "cuda:2 is not there"),
+    ],
+)
+def test_devices_that_contradict(
+    devices: str | None, workers: int | None, device: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SettingsError, match=says):
+        devices_for(devices, workers, device)

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from dask_cluster import Cluster
 from distributed import Future
 from distributed.comm import CommClosedError
 from dummy_jobs import DummyJob, compute, is_done, trace_of, undone
 
-from etsam_zarr.cluster import devices_for, existing_cluster, local_cluster, look_over
-from etsam_zarr.errors import BlocksFailedError, ClusterError, LeaseLostError, SettingsError
+from etsam_zarr.cluster import existing_cluster, local_cluster
+from etsam_zarr.errors import BlocksFailedError, ClusterError, LeaseLostError
 from etsam_zarr.events import Event, Notice, OnEvent, ignore
 from etsam_zarr.lease import Lease
 from etsam_zarr.runtime_dask import DaskRuntime
+from etsam_zarr.worker_facts import look_over
 
 TESTS = Path(__file__).parent
 
@@ -215,89 +215,19 @@ def test_a_result_that_is_lost_with_the_scheduler_says_so_and_names_its_job(
     assert "Connection reset by peer. Try again.). Under way were a." in message, "in one paragraph"
 
 
-def test_workers_that_would_compute_several_blocks_at_once_are_refused(tmp_path: Path) -> None:
-    options = ("--nthreads", "2", "--no-nanny")
-    with Cluster(tmp_path, options=options) as cluster, existing_cluster(str(cluster.file)) as client:
-        client.wait_for_workers(1, timeout=120)
-        with pytest.raises(ClusterError, match=r"has 2 threads.*--nthreads 1"):
-            look_over(client, files=[])
-
-
-def test_other_versions_are_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etsam_zarr.cluster._own_version", lambda: "99.0")
-    with pytest.raises(ClusterError, match=r"etsam-zarr 99\.0, which runs here. Install the same"):
-        look_over(client, files=[])
-
-
-def test_a_scheduler_that_goes_away_before_the_work(tmp_path: Path) -> None:
-    with Cluster(tmp_path) as cluster, existing_cluster(str(cluster.file)) as client:
-        client.wait_for_workers(1, timeout=120)
-        cluster.scheduler.kill()
-        cluster.scheduler.wait()
-        with pytest.raises(ClusterError, match=r"went away before any work was begun \(.+\)\. Start the cluster again"):
-            look_over(client, files=[])
-
-
-@pytest.mark.parametrize(
-    ("where", "says"), [("tcp://127.0.0.1:9", "No scheduler answers at"), ("a.json", "There is no scheduler file")]
-)
-def test_no_scheduler(where: str, says: str) -> None:
-    with pytest.raises(ClusterError, match=says), existing_cluster(where):
-        pass
-
-
-# Which device does what
-
-
-@pytest.mark.parametrize(
-    ("devices", "workers", "device", "gpus", "wanted"),
-    [
-        (None, None, "auto", 2, ()),
-        (None, 2, "auto", 0, ("cpu", "cpu")),
-        (None, 2, "cpu", 4, ("cpu", "cpu")),
-        (None, 2, "auto", 4, ("cuda:0", "cuda:1")),
-        ("cuda:1,cuda:3", None, "auto", 4, ("cuda:1", "cuda:3")),
-        ("all", None, "auto", 3, ("cuda:0", "cuda:1", "cuda:2")),
-        ("cpu,cpu", None, "auto", 0, ("cpu", "cpu")),
-    ],
-)
-def test_devices_of_the_workers(
-    devices: str | None, workers: int | None, device: str, gpus: int, wanted: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    assert devices_for(devices, workers, device) == wanted
-
-
-@pytest.mark.parametrize(
-    ("devices", "workers", "device", "says"),
-    [
-        ("cuda:0,cuda:9", None, "auto", "cuda:9 is not there: this machine has 2 GPUs"),
-        ("cuda:0,cuda:0", None, "auto", "named twice"),
-        ("cuda:0,cpu", None, "auto", "mixes CPU and GPU"),
-        ("cuda:0", 2, "auto", "--devices says already"),
-        ("cuda:0,cuda:1", None, "cpu", "--devices says already"),
-        (None, 0, "auto", "0 workers cannot"),
-        (None, 2, "cuda:1", "Use --devices"),
-        (None, 3, "auto", "cuda:2 is not there"),
-    ],
-)
-def test_devices_that_contradict(
-    devices: str | None, workers: int | None, device: str, says: str, monkeypatch: pytest.MonkeyPatch
+def test_a_scheduler_that_goes_away_between_two_jobs(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(SettingsError, match=says):
-        devices_for(devices, workers, device)
+    """The first has ended and the second was not handed out yet: none was under way, and the error says so."""
+    runtime, (first, second) = DaskRuntime(client), jobs_in(tmp_path, 2)
+    nthreads = client.nthreads
 
+    def gone_after_the_first() -> Any:
+        if is_done(first):
+            raise CommClosedError("in <TCP (closed) ConnectionPool.ncores>: Stream is closed")
+        return nthreads()
 
-def test_workers_have_the_threads_they_are_given_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with local_cluster(["cpu"], threads=2) as client:
-        found = client.run(lambda: dict(os.environ))
-        assert client.submit(torch.get_num_threads).result() == 2
-    (environment,) = found.values()
-    assert environment["OMP_NUM_THREADS"] == "2"
-    assert environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert os.environ["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr(client, "nthreads", gone_after_the_first)
+    with pytest.raises(BlocksFailedError, match=r"does not answer any more \(.+\)\. No block was under way\. "):
+        runtime.execute(lambda: undone([first] if not is_done(first) else [second]), compute, on_event=ignore)
+    assert not is_done(second)

@@ -22,7 +22,8 @@ from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.errors import OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span, ceil_div, cut, pyramid_shapes
-from etsam_zarr.ome import OmeVersion, create_pyramid, zarr_format
+from etsam_zarr.ome import create_pyramid, zarr_format
+from etsam_zarr.ome_attributes import OmeVersion
 from etsam_zarr.pyramid import build_pyramid, write_unit
 from etsam_zarr.volume import Volume
 

@@ -22,7 +22,7 @@ from etsam_zarr.jobs import RunFacts, VolumeAddress
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.modelspec import ModelSpec, fingerprint_of
-from etsam_zarr.ome import OmeVersion
+from etsam_zarr.ome_attributes import OmeVersion
 from etsam_zarr.overview import Overview
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.predictors import Predictors

@@ -12,7 +12,8 @@ from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.result_options import where
 from etsam_zarr_cli.run_options import run_options
 
-from etsam_zarr.batch import SUMMARY, BatchItem, BatchResult, Outcome, read_items, run_batch
+from etsam_zarr.batch import SUMMARY, BatchResult, Outcome, run_batch
+from etsam_zarr.batch_items import BatchItem, read_items
 from etsam_zarr.manifest import matching, read_rows
 
 # Of run; here the manifest says them.

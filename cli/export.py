@@ -45,6 +45,7 @@ def command(
         )
     run = RunStore.open(store)
     from etsam_zarr import export
+    from etsam_zarr.score_image import SCORE_TYPES
 
     exports = export.etsam_exports(run, output_dir or Path()) if etsam_names else []
     if mask is not None:
@@ -56,7 +57,7 @@ def command(
     if logits is not None:
         exports.append(export.logits_export(run, logits, stage=stage))
     if scores is not None:
-        kind = next(kind for kind in export.SCORE_TYPES if kind == scores_type)
+        kind = next(kind for kind in SCORE_TYPES if kind == scores_type)
         exports.append(export.scores_export(run, scores, dtype=kind, stage=stage))
     progress = Progress()
     try:

@@ -3,8 +3,9 @@
 1. The arrays of all levels are created in ``<destination>.partial``, beside the destination.
 2. The finest level is copied in layers as deep as a chunk (or shard); a layer in blocks of about 128 MiB.
 3. The coarser levels are made from it on disk (see :mod:`etsam_zarr.pyramid`).
-4. After each layer a small ledger in the partial folder says how many are done, for which source and
-settings. 5. The folder gets its final name; nothing unfinished ever carries it.
+4. After each layer a small ledger in the partial folder says how many are done, for which source and settings
+   (see :mod:`etsam_zarr.convert_ledger`).
+5. The folder gets its final name; nothing unfinished ever carries it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 
 import zarr
 
-from etsam_zarr.atomic import disk_errors, write_atomically
+from etsam_zarr.atomic import disk_errors
+from etsam_zarr.convert_ledger import LEDGER, ConvertLedger
 from etsam_zarr.errors import OutputExistsError, SettingsError
-from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
+from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span, ceil_div, cut, pyramid_shapes
-from etsam_zarr.ome import OmeVersion, create_pyramid, zarr_format
+from etsam_zarr.ome import create_pyramid, zarr_format
+from etsam_zarr.ome_attributes import OmeVersion
 from etsam_zarr.pyramid import build_pyramid, write_unit
 from etsam_zarr.volume import Volume
 
@@ -32,7 +35,6 @@ from etsam_zarr.volume import Volume
 # fast.
 DEFAULT_CHUNKS: Shape3 = (16, 256, 256)
 _BLOCK_BYTES = 128 << 20
-_LEDGER = ".etsam-zarr-convert.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def convert(
     zarr_format(settings.version)
     _check_destination(source, destination, overwrite=overwrite)
     partial = destination.with_name(f"{destination.name}.partial")
-    ledger = _Ledger.resume(partial, _task(source, settings), on_event)
+    ledger = ConvertLedger.resume(partial, _task(source, settings), on_event)
     if ledger.layers:
         arrays = _open_arrays(partial, source.info.shape)
     else:
@@ -129,55 +131,6 @@ def _task(source: Volume, settings: ConvertSettings) -> dict[str, Any]:
     return task
 
 
-@dataclass
-class _Ledger:
-    """How far the conversion is, on disk."""
-
-    path: Path
-    task: dict[str, Any]
-    layers: int = 0
-
-    @classmethod
-    def resume(cls, partial: Path, task: dict[str, Any], on_event: OnEvent) -> _Ledger:
-        """Return the ledger of a begun conversion of the same task; clear away any other."""
-        ledger = cls(partial / _LEDGER, task)
-        if not partial.exists():
-            return ledger
-        if not ledger.path.exists() and any(_LEDGER not in entry.name for entry in partial.iterdir()):
-            raise OutputExistsError(
-                f"{partial} is needed for unfinished work, but holds something else. Move it away, or choose "
-                "another destination."
-            )
-        begun = ledger._stored_layers()
-        with disk_errors("going on with a conversion", partial):
-            if begun is not None:
-                ledger.layers = begun
-                # What a killed process was just writing. After a failure in this very process, zarr may still be
-                # finishing chunks that were under way: those rename their file while this looks at it.
-                for leftover in partial.rglob("*.partial"):
-                    leftover.unlink(missing_ok=True)
-            else:
-                on_event(Notice(f"{partial.name} holds nothing to go on with; starting from the beginning."))
-                shutil.rmtree(partial)
-        return ledger
-
-    def _stored_layers(self) -> int | None:
-        """Return how many layers of this very task are done; None for another task, or none at all."""
-        try:
-            stored = json.loads(self.path.read_bytes())
-            layers = int(stored["layers"])
-            return layers if layers > 0 and stored["task"] == self.task else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def finish(self, layers: int) -> None:
-        self.layers = layers
-        self.save()
-
-    def save(self) -> None:
-        write_atomically(self.path, json.dumps({"layers": self.layers, "task": self.task}).encode())
-
-
 def _create_arrays(partial: Path, source: Volume, settings: ConvertSettings) -> list[zarr.Array[Any]]:
     info = source.info
     return create_pyramid(
@@ -199,7 +152,7 @@ def _open_arrays(partial: Path, shape: Shape3) -> list[zarr.Array[Any]]:
     return [zarr.open_array(partial / str(level), mode="r+") for level in range(levels)]
 
 
-def _copy(source: Volume, finest: zarr.Array[Any], ledger: _Ledger, on_event: OnEvent) -> int:
+def _copy(source: Volume, finest: zarr.Array[Any], ledger: ConvertLedger, on_event: OnEvent) -> int:
     """Copy the layers that are missing; return how many there are in all."""
     step = _step(source, finest)
     layers = cut(Span(0, finest.shape[0]), step[0])
@@ -265,5 +218,5 @@ def _publish(partial: Path, destination: Path) -> None:
             destination.rename(replaced)
         partial.rename(destination)
         # Last, so that a kill before the renaming finds the ledger of finished work and only renames.
-        (destination / _LEDGER).unlink(missing_ok=True)
+        (destination / LEDGER).unlink(missing_ok=True)
         shutil.rmtree(replaced, ignore_errors=True)

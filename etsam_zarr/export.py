@@ -1,4 +1,4 @@
-"""Results of a run as files for other programs: MRC, or scores as OME-Zarr. Streamed, in layers of chunks.
+"""Results of a run as files for other programs: MRC, or scores as OME-Zarr.
 
 An :class:`Export` is made first, which checks that the result is there; :func:`write_all` writes several, once it is
 clear that all of them may be written.
@@ -6,35 +6,28 @@ clear that all of them may be written.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import zarr
-from scipy.special import expit
 
 from etsam_zarr.atomic import disk_errors
 from etsam_zarr.errors import OutputExistsError, RunStoreError, SettingsError
-from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
-from etsam_zarr.geometry import Span, cut
-from etsam_zarr.label_output import LARGEST_MRC_ID, MRC_SUFFIXES, LabelOutput, OutputFacts
+from etsam_zarr.events import OnEvent, ignore
+from etsam_zarr.label_layers import label_slices, largest_id, open_label
+from etsam_zarr.label_output import LARGEST_MRC_ID, MRC_SUFFIXES
 from etsam_zarr.ledger import Ledger
-from etsam_zarr.maskpass import MEMBRANES, mask_chunks
+from etsam_zarr.maskpass import MEMBRANES
 from etsam_zarr.mrc.write import MrcPlan, write_mrc
 from etsam_zarr.results import COMPONENTS, PROCESSED, Source
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.score_image import ScoreType, write_score_image
 from etsam_zarr.scores import final_scores
 from etsam_zarr.stage_arrays import Stage
 from etsam_zarr.status import stage_status
 from etsam_zarr.tiling import recorded_grid
-from etsam_zarr.volume import Array
-
-ScoreType = Literal["uint8", "float16", "float32"]
-SCORE_TYPES: tuple[ScoreType, ...] = get_args(ScoreType)
 
 Writer = Callable[[bool, OnEvent], None]
 
@@ -109,7 +102,7 @@ def components_export(store: RunStore, path: Path) -> Export:
         raise RunStoreError(
             f"The run {store.path} has no components. Give 'etsam-zarr label {store.path}' first, then export."
         )
-    largest = _largest_id(_finest(store, COMPONENTS))
+    largest = largest_id(open_label(store, COMPONENTS))
     if largest > LARGEST_MRC_ID:
         raise SettingsError(
             f"The components of {store.path} have ids up to {largest:,}, and MRC (mode 6) stores {LARGEST_MRC_ID:,} at "
@@ -164,7 +157,7 @@ def scores_export(store: RunStore, path: Path, *, dtype: ScoreType = "uint8", st
         raise SettingsError(f"{path} and the run {store.path} lie in each other. Give another place for the scores.")
 
     def write(overwrite: bool, on_event: OnEvent) -> None:
-        _write_scores(store, path, dtype=dtype, stage=stage, overwrite=overwrite, on_event=on_event)
+        write_score_image(store, path, dtype=dtype, stage=stage, overwrite=overwrite, on_event=on_event)
 
     kind = "probabilities" if dtype == "uint8" else "logits"
     return Export(f"scores ({kind}, {dtype}, stage {stage})", path, write, folder=True)
@@ -245,79 +238,11 @@ def _require_stage(store: RunStore, stage: Stage) -> None:
         )
 
 
-def _finest(store: RunStore, label: str) -> zarr.Array[Any]:
-    try:
-        return zarr.open_array(store.path / "labels" / label / "0", mode="r")
-    except (OSError, ValueError, KeyError) as error:
-        raise RunStoreError(
-            f"The label {label!r} of the run {store.path} is damaged: its metadata cannot be read ({error}). Make it "
-            "again."
-        ) from error
-
-
-def _layers(array: zarr.Array[Any]) -> Iterator[Array]:
-    for span in cut(Span(0, array.shape[0]), array.chunks[0]):
-        try:
-            yield np.asarray(array[span.as_slice()])
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RunStoreError(
-                f"A chunk of {array.store_path} is damaged ({error}). Make this label again."
-            ) from error
-
-
-def _largest_id(array: zarr.Array[Any]) -> int:
-    if array.dtype.itemsize <= 2:
-        return 0
-    # Not in a loop of its own, whose variable would hold a layer while the next one is read.
-    return max(map(_largest, _layers(array)), default=0)
-
-
-def _largest(layer: Array) -> int:
-    return int(layer.max())
-
-
-def _slices(array: zarr.Array[Any], dtype: np.dtype[Any]) -> Iterator[Array]:
-    """Yield slices, (1, y, x), of another type; a layer is let go of before the next one is read."""
-    layers = _layers(array)
-    while (layer := next(layers, None)) is not None:
-        for z in range(len(layer)):
-            yield layer[z : z + 1].astype(dtype)
-        del layer
-
-
 def _label_writer(store: RunStore, label: str, path: Path, dtype: np.dtype[Any], *, is_mask: bool) -> Writer:
-    array = _finest(store, label)
+    array = open_label(store, label)
 
     def write(overwrite: bool, on_event: OnEvent) -> None:
         plan = MrcPlan(store.shape, dtype, store.voxel_size, store.origin, is_mask=is_mask)
-        write_mrc(path, plan, _slices(array, dtype), overwrite=overwrite, on_event=on_event)
+        write_mrc(path, plan, label_slices(array, dtype), overwrite=overwrite, on_event=on_event)
 
     return write
-
-
-def _write_scores(
-    store: RunStore, path: Path, *, dtype: ScoreType, stage: Stage, overwrite: bool, on_event: OnEvent
-) -> None:
-    """Fill the finest level in layers as deep as its chunks, then the coarser ones from it."""
-    begun = time.monotonic()
-    facts = OutputFacts(store.shape, store.voxel_size, store.origin, mask_chunks(store.shape), store.record["ome_zarr"])
-    output = LabelOutput(path, facts, overwrite=overwrite)
-    finest = output.array(np.dtype(dtype), reduction="mean")
-    scores = final_scores(store, stage)
-    depth, height, width = store.shape
-    on_event(Started("scores", total=depth))
-    for span in cut(Span(0, depth), finest.chunks[0]):
-        layer = np.empty((span.size, height, width), dtype=dtype)
-        for plane, logits in zip(layer, scores.planes(span), strict=True):
-            plane[...] = _as_stored(logits, dtype)
-        with disk_errors("writing scores", path):
-            finest[span.as_slice()] = layer
-        on_event(Advanced("scores", span.size))
-    on_event(Finished("scores", time.monotonic() - begun))
-    output.finish(is_mask=False, on_event=on_event)
-
-
-def _as_stored(logits: npt.NDArray[np.float32], dtype: ScoreType) -> Array:
-    if dtype == "uint8":
-        return cast(Array, np.rint(expit(logits) * np.float32(255)))
-    return logits

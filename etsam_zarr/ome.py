@@ -1,14 +1,12 @@
-"""Writes OME-Zarr images and labels: metadata and empty arrays, to be filled later.
+"""Writes OME-Zarr images and labels: groups and empty arrays, to be filled later.
 
 Images and labels of 0.4 are Zarr 2 with "/" between chunk indices, those of 0.5 Zarr 3; both carry the
-levels "0", "1", ... . The metadata follows https://ngff.openmicroscopy.org/0.4/ and /0.5/ and is checked in
-the tests with yaozarrs and ome-zarr-models.
+levels "0", "1", ... .
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,58 +20,22 @@ from zarr.core.chunk_key_encodings import V2ChunkKeyEncoding
 from etsam_zarr.atomic import disk_errors
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.geometry import Shape3, pyramid_shapes
+from etsam_zarr.ome_attributes import (
+    ImageMetadata,
+    LabelMetadata,
+    OmeVersion,
+    Rgba,
+    Vector3,
+    image_attributes,
+    labels_attributes,
+)
 
-OmeVersion = Literal["0.4", "0.5"]
 ZarrFormat = Literal[2, 3]
-Vector3 = tuple[float, float, float]
-Rgba = tuple[int, int, int, int]
 
 # zstd behind a byte shuffle. Level 5 made a smoothed float32 volume 5 % smaller than level 1 and its
 # conversion 40 % slower (256 x 512 x 512, 2 cores).
 _COMPRESSOR: Literal["zstd"] = "zstd"
 _COMPRESSION_LEVEL = 1
-
-
-@dataclass(frozen=True)
-class ImageMetadata:
-    """What is written about a multiscale image, whatever the version."""
-
-    name: str
-    levels: int
-    """How many levels there are, each half as fine as the one before in z, y and x."""
-    voxel_size: Vector3 | None
-    """Of the finest level, angstrom, z, y, x; None writes a scale of 1 without a unit."""
-    origin: Vector3 = (0.0, 0.0, 0.0)
-    """Centre of the finest level's first voxel, angstrom, z, y, x."""
-    reduction: str = "mean"
-    """How a voxel is made from the finer level's eight: ``"mean"``, ``"max"`` or ``"mode"``."""
-
-    def scale(self, level: int) -> Vector3:
-        """Return the voxel size at ``level``."""
-        z, y, x = self.voxel_size or (1.0, 1.0, 1.0)
-        return z * 2**level, y * 2**level, x * 2**level
-
-    def translation(self, level: int) -> Vector3:
-        """Return where the centre of the first voxel of ``level`` lies.
-
-        A voxel of level k covers 2^k of the finest along each axis, so that its centre lies (2^k - 1) / 2 of
-        them further in.
-        """
-        shift = (2**level - 1) / 2
-        z, y, x = (
-            start + shift * size for start, size in zip(self.origin, self.voxel_size or (1.0, 1.0, 1.0), strict=True)
-        )
-        return z, y, x
-
-
-@dataclass(frozen=True)
-class LabelMetadata:
-    """What a label image says beyond being an image."""
-
-    colours: Mapping[int, Rgba]
-    """Red, green, blue and opacity, 0 to 255, of each value that is to be shown."""
-    source: str = "../../"
-    """Path of the image it belongs to, seen from the label's group."""
 
 
 def zarr_format(version: OmeVersion) -> ZarrFormat:
@@ -88,49 +50,6 @@ def zarr_format(version: OmeVersion) -> ZarrFormat:
     if version not in formats:
         raise SettingsError(f"OME-Zarr {version} cannot be written; choose 0.4 (Zarr 2) or 0.5 (Zarr 3).")
     return formats[version]
-
-
-def image_attributes(
-    image: ImageMetadata, *, version: OmeVersion, label: LabelMetadata | None = None
-) -> dict[str, Any]:
-    """Return the attributes of the group of an image, or of a label image."""
-    axes: list[dict[str, str]] = [{"name": axis, "type": "space"} for axis in "zyx"]
-    if image.voxel_size is not None:
-        for axis in axes:
-            axis["unit"] = "angstrom"
-    multiscale: dict[str, Any] = {
-        "name": image.name,
-        "axes": axes,
-        "datasets": [
-            {
-                "path": str(level),
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": list(image.scale(level))},
-                    {"type": "translation", "translation": list(image.translation(level))},
-                ],
-            }
-            for level in range(image.levels)
-        ],
-        "type": image.reduction,
-    }
-    attributes: dict[str, Any] = {"multiscales": [multiscale]}
-    if label is not None:
-        attributes["image-label"] = {
-            "colors": [{"label-value": value, "rgba": list(rgba)} for value, rgba in sorted(label.colours.items())],
-            "source": {"image": label.source},
-        }
-    if version == "0.5":
-        return {"ome": {"version": version, **attributes}}
-    multiscale["version"] = version
-    if label is not None:
-        attributes["image-label"]["version"] = version
-    return attributes
-
-
-def labels_attributes(names: Sequence[str], *, version: OmeVersion) -> dict[str, Any]:
-    """Return the attributes of the group ``labels`` that lists an image's labels."""
-    listed: dict[str, Any] = {"labels": list(names)}
-    return {"ome": {"version": version, **listed}} if version == "0.5" else listed
 
 
 def create_pyramid(

@@ -8,34 +8,31 @@ Only the slices that are shown are read, from the coarsest pyramid level that ha
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from etsam_zarr.atomic import write_atomically
 from etsam_zarr.errors import InputError, SettingsError
-from etsam_zarr.geometry import Span
+from etsam_zarr.panel import (
+    Cut,
+    PanelScale,
+    draw_outline,
+    draw_scale_bar,
+    draw_text,
+    draw_tint,
+    grey_image,
+    read_plane,
+)
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import Volume
 
-Plane = npt.NDArray[Any]
-Cut = Literal["xy", "xz", "yz"]
-
 _MARGIN = 8
 _TITLE_HEIGHT = 28
-_FONT_SIZE = 14
 _BACKGROUND = (24, 24, 24)
-_WHITE = (255, 255, 255)
-# A pixel counts as membrane if this share of what it covers is: thin ones must not vanish when shrunk.
-_LEAST_COVER = 0.2
-# Of 255.
-_TINT_STRENGTH = 110
 
 
 @dataclass(frozen=True)
@@ -138,24 +135,24 @@ def contact_sheet(
     settings = settings or PreviewSettings()
     places: list[tuple[Cut, float]] = [("xy", (i + 0.5) / settings.slices) for i in range(settings.slices)]
     places += [("xz", 0.5), ("yz", 0.5)]
-    planes = [_cut(volume, cut, place) for cut, place in places]
+    planes = [read_plane(volume, cut, place) for cut, place in places]
     shown = np.concatenate([plane.ravel() for plane in planes[: settings.slices]]).astype(np.float32)
     shown = shown[np.isfinite(shown)]
     low, high = np.percentile(shown, settings.percentiles) if shown.size else (0.0, 1.0)
 
-    scale = _PanelScale(volume, settings.panel)
+    scale = PanelScale(volume, settings.panel)
     panels = []
     for (cut, place), plane in zip(places, planes, strict=True):
         size = scale.size(cut)
-        panel = _grey(plane, float(low), float(high)).resize(size, Image.Resampling.BILINEAR).convert("RGB")
+        panel = grey_image(plane, float(low), float(high)).resize(size, Image.Resampling.BILINEAR).convert("RGB")
         if truth is not None:
-            _tint(panel, _cut(truth, cut, place) != 0, settings.tint)
+            draw_tint(panel, read_plane(truth, cut, place) != 0, settings.tint)
         if mask is not None:
-            _outline(panel, _cut(mask, cut, place) != 0, settings.outline)
+            draw_outline(panel, read_plane(mask, cut, place) != 0, settings.outline)
         along = {"xy": depth or volume.info.shape[0], "xz": volume.info.shape[1], "yz": volume.info.shape[2]}[cut]
-        _write(panel, (6, 4), f"z {int(place * along)}" if cut == "xy" else f"{cut} (z down)")
+        draw_text(panel, (6, 4), f"z {int(place * along)}" if cut == "xy" else f"{cut} (z down)")
         panels.append(panel)
-    _scale_bar(panels[0], scale)
+    draw_scale_bar(panels[0], scale)
     return _grid(panels, settings, title=_title(volume) + ("   blue: truth" if truth else ""))
 
 
@@ -178,86 +175,6 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
     write_atomically(path, data.getvalue())
 
 
-class _PanelScale:
-    """How large panels are: one number of pixels for a nanometre, along all axes."""
-
-    def __init__(self, volume: Volume, width: int) -> None:
-        self.known = volume.info.voxel_size is not None
-        voxel = volume.info.voxel_size or (1.0, 1.0, 1.0)
-        self._extent = [n * size for n, size in zip(volume.info.shape, voxel, strict=True)]
-        self.pixels_per_unit = width / self._extent[2]
-
-    def size(self, cut: Cut) -> tuple[int, int]:
-        """Return width and height of a panel in pixels."""
-        z, y, x = (max(1, round(extent * self.pixels_per_unit)) for extent in self._extent)
-        return {"xy": (x, y), "xz": (x, z), "yz": (y, z)}[cut]
-
-    def bar(self) -> tuple[int, str]:
-        """Return length in pixels and text of a scale bar: 1, 2 or 5 times 10^n, at most a quarter of a panel."""
-        target = self._extent[2] / 4 / (10 if self.known else 1)
-        power = 10 ** math.floor(math.log10(target))
-        length = power * max(step for step in (1, 2, 5) if step * power <= target * (1 + 1e-9))
-        pixels = length * (10 if self.known else 1) * self.pixels_per_unit
-        return max(1, round(pixels)), f"{length:g} {'nm' if self.known else 'voxels'}"
-
-
-def _cut(volume: Volume, cut: Cut, place: float) -> Plane:
-    """Read one plane at a relative place (0 to 1) along the axis across it."""
-    depth, height, width = volume.info.shape
-    spans = [Span(0, depth), Span(0, height), Span(0, width)]
-    axis = {"xy": 0, "xz": 1, "yz": 2}[cut]
-    index = min(int(place * volume.info.shape[axis]), volume.info.shape[axis] - 1)
-    spans[axis] = Span(index, index + 1)
-    return volume.read(*spans).squeeze(axis)
-
-
-def _grey(plane: Plane, low: float, high: float) -> Image.Image:
-    values = (np.nan_to_num(plane.astype(np.float32)) - low) / max(high - low, 1e-30)
-    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-def _outline(panel: Image.Image, inside: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
-    """Colour the pixels of the mask that have a neighbour outside of it."""
-    from scipy import ndimage
-
-    covered = _covered(panel, inside)
-    edge = covered & ~ndimage.binary_erosion(covered, np.ones((3, 3)), border_value=1)
-    panel.paste(colour, mask=Image.fromarray(edge.astype(np.uint8) * 255))
-
-
-def _tint(panel: Image.Image, inside: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
-    """Lay a colour over the pixels of the mask; the grey beneath stays visible."""
-    panel.paste(colour, mask=Image.fromarray(_covered(panel, inside).astype(np.uint8) * _TINT_STRENGTH))
-
-
-def _covered(panel: Image.Image, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return which pixels of a panel a mask covers."""
-    grey = Image.fromarray(inside.astype(np.uint8) * 255)
-    shrunk = panel.width < grey.width or panel.height < grey.height
-    scaled = grey.resize(panel.size, Image.Resampling.BOX if shrunk else Image.Resampling.NEAREST)
-    covered: npt.NDArray[np.bool_] = np.asarray(scaled) > 255 * _LEAST_COVER
-    return covered
-
-
-def _scale_bar(panel: Image.Image, scale: _PanelScale) -> None:
-    pixels, text = scale.bar()
-    draw = ImageDraw.Draw(panel)
-    right, bottom = panel.width - 10, panel.height - 10
-    draw.rectangle((right - pixels - 1, bottom - 5, right, bottom), fill=_WHITE, outline=(0, 0, 0))
-    left = right - pixels / 2 - draw.textlength(text, font=_font()) / 2
-    _write(panel, (min(left, panel.width - 10 - draw.textlength(text, font=_font())), bottom - 8 - _FONT_SIZE), text)
-
-
-def _write(panel: Image.Image, at: tuple[float, float], text: str) -> None:
-    draw = ImageDraw.Draw(panel)
-    # A dark rim keeps it legible on light ground.
-    draw.text(at, text, font=_font(), fill=_WHITE, stroke_width=2, stroke_fill=(0, 0, 0))
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=_FONT_SIZE)
-
-
 def _title(volume: Volume) -> str:
     info = volume.info
     if info.voxel_size is None:
@@ -273,7 +190,7 @@ def _grid(panels: list[Image.Image], settings: PreviewSettings, *, title: str) -
     width = max(sum(p.width + _MARGIN for p in row) for row in rows) + _MARGIN
     height = sum(max(p.height for p in row) + _MARGIN for row in rows) + _MARGIN + _TITLE_HEIGHT
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
-    _write(sheet, (_MARGIN, 7), title)
+    draw_text(sheet, (_MARGIN, 7), title)
     for panel, place in zip(panels, _places(rows), strict=True):
         sheet.paste(panel, place)
     return sheet

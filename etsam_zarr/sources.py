@@ -17,7 +17,7 @@ from etsam_zarr.portal.search import Found, resolve
 from etsam_zarr.remote.address import RemoteAddress, as_uri, is_remote
 from etsam_zarr.remote.volumes import RemoteOptions, open_remote
 from etsam_zarr.volume import Volume
-from etsam_zarr.zarr_volume import ZarrSource, open_zarr_volume
+from etsam_zarr.zarr_source import ZarrSource, open_zarr_volume
 
 _SUFFIXES = (".ome.zarr", ".zarr", ".mrcs", ".mrc", ".rec", ".map", ".preali", ".ali", ".st")
 

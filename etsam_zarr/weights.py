@@ -1,9 +1,8 @@
 """ETSAM's published weights: where they lie, how they get there, and whether they are whole.
 
 They are two files on Zenodo. pooch knows Zenodo's DOIs and compares what it got with the checksums of the
-record; a downloader of ours adds that an interrupted download goes on where it was, and that a page of text
-in place of a file is called what it is. On a machine without network, copy the two files into the folder
-(``etsam-zarr weights list`` prints it).
+record; :mod:`etsam_zarr.download` adds that an interrupted download goes on where it was. On a machine without
+network, copy the two files into the folder (``etsam-zarr weights list`` prints it).
 """
 
 from __future__ import annotations
@@ -12,24 +11,20 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
 from etsam_zarr.atomic import disk_errors, write_atomically
+from etsam_zarr.download import ResumingDownloader, partial_path
 from etsam_zarr.errors import InputError, InputNotFoundError, ModelError
-from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
+from etsam_zarr.events import OnEvent, ignore
 
 ETSAM_DOI = "10.5281/zenodo.17571925"
 ETSAM_FILES = ("etsam_stage1_v1.pt", "etsam_stage2_v1.pt")
 FOLDER_VARIABLE = "ETSAM_ZARR_WEIGHTS"
 _CHECKSUMS = "checksums.json"
-_ATTEMPTS = 5
-_PIECE = 1 << 20
-_SECONDS_OF_SILENCE = 30
 # Far below any SAM 2 checkpoint, far above an error page.
 _LEAST_BYTES = 1 << 20
 
@@ -120,7 +115,7 @@ def fetch(source: WeightsSource = ETSAM, *, folder: Path | None = None, on_event
         paths = []
         for name in source.files:
             try:
-                paths.append(Path(keeper.fetch(name, downloader=_ResumingDownloader(on_event))))
+                paths.append(Path(keeper.fetch(name, downloader=ResumingDownloader(on_event))))
             except (InputError, requests.RequestException):
                 raise
             except ValueError as error:
@@ -166,82 +161,6 @@ def verify(source: WeightsSource = ETSAM, *, folder: Path | None = None) -> list
         state: State = "whole" if actual == expected.lower() else "damaged"
         found.append(WeightsFile(path, path.stat().st_size, state, checksum))
     return found
-
-
-class _ResumingDownloader:
-    """Fetches one file for pooch; what arrived stays in a hidden file until all of it has."""
-
-    def __init__(self, on_event: OnEvent) -> None:
-        self._on_event = on_event
-        self._title = ""
-
-    def __call__(self, url: str, output_file: str, keeper: Any) -> None:  # noqa: ANN401 - pooch's interface
-        import requests
-
-        address, name = _address(url)
-        partial = _partial(Path(keeper.path), name)
-        begun = time.monotonic()
-        for attempt in range(_ATTEMPTS):
-            try:
-                self._get(address, name, partial)
-                break
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(0.2 * 2**attempt)
-        if self._title:
-            self._on_event(Finished(self._title, time.monotonic() - begun))
-        partial.replace(output_file)
-
-    def _get(self, address: str, name: str, partial: Path) -> None:
-        import requests
-
-        held = partial.stat().st_size if partial.exists() else 0
-        headers = {"Range": f"bytes={held}-"} if held else {}
-        with requests.get(address, headers=headers, stream=True, timeout=_SECONDS_OF_SILENCE) as answer:
-            if answer.status_code == requests.codes.requested_range_not_satisfiable:
-                # Nothing is left to send (all of it was here already), or the file has changed: the
-                # checksum decides.
-                if held == _total(answer):
-                    return
-                partial.unlink()
-                raise requests.ConnectionError("the file on the server is shorter than what was downloaded")
-            answer.raise_for_status()
-            if "html" in answer.headers.get("Content-Type", ""):
-                raise InputError(
-                    f"{address} answered with a web page (HTML) instead of {name}: a login or error page, perhaps of "
-                    "a proxy. Open the address in a browser to see it, or download the file elsewhere and copy it to "
-                    f"{partial.parent}."
-                )
-            if answer.status_code != requests.codes.partial_content:
-                held = 0
-            total = _total(answer)
-            if not self._title:
-                self._title = f"download {name}"
-                self._on_event(Started(self._title, total=(total or 0) // _PIECE, done=held // _PIECE, unit="MB"))
-            with partial.open("ab" if held else "wb") as file:
-                for piece in answer.iter_content(_PIECE):
-                    file.write(piece)
-                    self._on_event(Advanced(self._title))
-        if total is not None and partial.stat().st_size < total:
-            raise requests.ConnectionError(f"only {partial.stat().st_size} of {total} bytes of {name} arrived")
-
-
-def _address(url: str) -> tuple[str, str]:
-    """Return the web address and file name of what pooch calls ``url``."""
-    name = urlsplit(url).path.rsplit("/", 1)[-1]
-    if not url.startswith("doi:"):
-        return url, name
-    from pooch.downloaders import doi_to_repository
-
-    doi = url.removeprefix("doi:").rsplit("/", 1)[0]
-    return str(doi_to_repository(doi, timeout=_SECONDS_OF_SILENCE).download_url(name)), name
-
-
-def _total(answer: Any) -> int | None:  # noqa: ANN401 - requests has no type information
-    """Return the size of the whole file as the server states it."""
-    stated = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get("Content-Length", "")
-    return int(stated) if stated.isdigit() else None
 
 
 @contextlib.contextmanager
@@ -301,14 +220,10 @@ def _looked_at(folder: Path, name: str, source: WeightsSource, checksum: str | N
     if path.is_file():
         state: State = "damaged" if _problem(path, source) else "unverified"
         return WeightsFile(path, path.stat().st_size, state, checksum)
-    partial = _partial(folder, name)
+    partial = partial_path(folder, name)
     if partial.is_file():
         return WeightsFile(path, partial.stat().st_size, "partial", checksum)
     return WeightsFile(path, 0, "absent", checksum)
-
-
-def _partial(folder: Path, name: str) -> Path:
-    return folder / f".{name}.partial"
 
 
 def _problem(path: Path, source: WeightsSource) -> bool:

@@ -22,6 +22,7 @@ from mrc_files import voxels_of, write_raw_mrc
 from zarr.storage import LocalStore
 
 from etsam_zarr import convert as convert_module
+from etsam_zarr import convert_ledger
 from etsam_zarr.convert import ConvertSettings, convert
 from etsam_zarr.errors import OutputError, OutputExistsError, SettingsError
 from etsam_zarr.events import Event, Notice, Started
@@ -136,7 +137,7 @@ def test_ended_after_any_layer_it_goes_on_and_gives_the_identical_store(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, layers: int
 ) -> None:
     whole = content(run(source, tmp_path / "whole.zarr"))
-    original, calls = convert_module.write_atomically, 0
+    original, calls = convert_ledger.write_atomically, 0
 
     def dying(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -146,7 +147,7 @@ def test_ended_after_any_layer_it_goes_on_and_gives_the_identical_store(
         original(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert_module, "write_atomically", dying)
+        patch.setattr(convert_ledger, "write_atomically", dying)
         with pytest.raises(Killed):
             run(source, tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
@@ -254,7 +255,7 @@ _COMMAND = [sys.executable, "-m", "etsam_zarr_cli.main", "convert", "tomo.mrc", 
 def test_killed_for_real_the_same_command_gives_the_identical_store(tmp_path: Path) -> None:
     mrc(tmp_path / "tomo.mrc", voxels_of("uint16", (60, 100, 100)))
     run(tmp_path / "tomo.mrc", tmp_path / "whole.zarr", ConvertSettings(chunks=(2, 16, 16)))
-    ledger = tmp_path / "a.zarr.partial" / convert_module._LEDGER
+    ledger = tmp_path / "a.zarr.partial" / convert_ledger.LEDGER
     process = subprocess.Popen(_COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (ledger.exists() and json.loads(ledger.read_bytes())["layers"] >= 3):
         time.sleep(0.002)

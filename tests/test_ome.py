@@ -12,7 +12,8 @@ from ome_zarr_models import open_ome_zarr
 
 from etsam_zarr.errors import OutputError, SettingsError
 from etsam_zarr.geometry import pyramid_shapes
-from etsam_zarr.ome import ImageMetadata, OmeVersion, create_pyramid, register_label
+from etsam_zarr.ome import create_pyramid, register_label
+from etsam_zarr.ome_attributes import OmeVersion
 from etsam_zarr.sources import open_volume
 
 VERSIONS = ("0.4", "0.5")
@@ -99,10 +100,3 @@ def test_an_unwritable_place_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="creating an OME-Zarr image"):
         create(tmp_path / "file" / "a.zarr", "0.4")
-
-
-def test_metadata_names_the_reduction() -> None:
-    image = ImageMetadata("x", 2, (1.0, 1.0, 1.0), reduction="max")
-    assert image.scale(1) == (2.0, 2.0, 2.0)
-    assert image.translation(0) == (0.0, 0.0, 0.0)
-    assert image.translation(1) == (0.5, 0.5, 0.5)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from etsam_zarr_cli.main import main
 
-from etsam_zarr import weights
+from etsam_zarr import download
 from etsam_zarr.errors import InputError, InputNotFoundError
-from etsam_zarr.weights import WeightsSource, fetch, find_etsam_weights, list_weights, verify
+from etsam_zarr.weights import ETSAM_FILES, WeightsSource, fetch, find_etsam_weights, list_weights, verify
 
 NAMES = ("one.pt", "two.pt")
 CONTENT = {name: bytes([number]) * 3_000_000 + name.encode() for number, name in enumerate(NAMES, 1)}
@@ -80,7 +80,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Behaviour]:
             pass
 
     # Waiting between attempts is not what is tested.
-    monkeypatch.setattr(weights.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as instance:
         behaviour.url = f"http://127.0.0.1:{instance.server_address[1]}"
         thread = threading.Thread(target=instance.serve_forever, kwargs={"poll_interval": 0.02})
@@ -195,7 +195,7 @@ def test_the_record_of_a_doi_gives_addresses_and_checksums(
 def test_copied_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETSAM_ZARR_WEIGHTS", str(tmp_path))
     assert find_etsam_weights() is None
-    paths = tuple(tmp_path / name for name in weights.ETSAM_FILES)
+    paths = tuple(tmp_path / name for name in ETSAM_FILES)
     for path in paths:
         path.write_bytes(b"PK" + bytes(2 << 20))
     assert find_etsam_weights() == paths

@@ -1,11 +1,9 @@
 """What an MRC header says, read with the tolerance that files in the wild need.
 
 The layout is MRC2014 (Cheng et al. 2015, https://doi.org/10.1016/j.jsb.2015.04.002); where files of IMOD
-differ, its own description decides (https://bio3d.colorado.edu/imod/doc/mrc_format.txt). The choices:
+differ, its own description decides (https://bio3d.colorado.edu/imod/doc/mrc_format.txt). The choices, besides
+that of the byte order (see :mod:`etsam_zarr.mrc.fields`):
 
-byte order
-    The machine stamp, unless sizes and mode make sense only in the other order; without a stamp (headers
-    before 2000) the order in which they do.
 bytes of mode 0
     Signed, as MRC2014 says, except: a file stamped by IMOD says it in its flags; without that stamp a header
     maximum above 127 means unsigned. The CryoET Data Portal takes the latter for the mark of files from
@@ -23,35 +21,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from mrcfile.dtypes import HEADER_DTYPE
 
 from etsam_zarr.errors import InputError
 from etsam_zarr.geometry import Shape3, ceil_div
+from etsam_zarr.mrc.fields import (
+    HEADER_BYTES,
+    REFUSED_MODES,
+    VOXEL_TYPES,
+    ByteOrder,
+    decode,
+    find_byte_order,
+    find_imod_flags,
+)
 
-HEADER_BYTES = 1024
-# The bytes "IMOD" at offset 152 announce the flags at offset 156.
-_IMOD_STAMP = 1146047817
-_IMOD_STAMP_AT = 152
+# Bits of IMOD's flags.
 _IMOD_SIGNED_BYTES = 1
 _IMOD_ORIGIN_AS_STANDARD = 4
 _IMOD_PACKED_BYTES = 16
 _OLD_ORIGIN_AT = 208
-
-_DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
-_REFUSED_MODES = {
-    3: "complex 16-bit integers, a Fourier transform",
-    4: "complex floats, a Fourier transform",
-    16: "red, green and blue, a picture",
-}
-_KNOWN_MODES = _DTYPES.keys() | _REFUSED_MODES.keys()
-# Larger axes are taken for a wrong byte order or another kind of file.
-_LONGEST_AXIS = 1 << 20
-
-ByteOrder = Literal["<", ">"]
-_STAMPS: dict[bytes, ByteOrder] = {b"\x44\x44": "<", b"\x44\x41": "<", b"\x11\x11": ">"}
 
 
 @dataclass(frozen=True)
@@ -115,13 +105,13 @@ def parse_mrc_header(
         This is no MRC header, or one of an image, a stack of volumes, or voxels that cannot be used.
     """
     warnings: list[str] = []
-    order = _byte_order(raw, name=name, file_size=file_size, warnings=warnings)
-    header = _decode(raw, order)
+    order = find_byte_order(raw, name=name, file_size=file_size, warnings=warnings)
+    header = decode(raw, order)
     mode = int(header["mode"])
-    imod_flags = _imod_flags(raw, order)
-    if mode in _REFUSED_MODES:
+    imod_flags = find_imod_flags(raw, order)
+    if mode in REFUSED_MODES:
         raise InputError(
-            f"{name} is an MRC of mode {mode} ({_REFUSED_MODES[mode]}); a tomogram has modes 0, 1, 2, 6, "
+            f"{name} is an MRC of mode {mode} ({REFUSED_MODES[mode]}); a tomogram has modes 0, 1, 2, 6, "
             "12 or 101. Give the real-space tomogram instead."
         )
     if mode == 0 and imod_flags is not None and imod_flags & _IMOD_PACKED_BYTES:
@@ -146,59 +136,6 @@ def parse_mrc_header(
         origin=_origin(raw, header, order, imod_flags, axes, voxel_size),
         warnings=tuple(warnings),
     )
-
-
-def _decode(raw: bytes, order: ByteOrder) -> np.void:
-    decoded: np.void = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order), count=1)[0]
-    return decoded
-
-
-def _is_plausible(header: np.void) -> bool:
-    sizes = [int(header[key]) for key in ("nx", "ny", "nz")]
-    axes = [int(header[key]) for key in ("mapc", "mapr", "maps")]
-    return (
-        all(0 < size <= _LONGEST_AXIS for size in sizes)
-        and int(header["mode"]) in _KNOWN_MODES
-        and int(header["nsymbt"]) >= 0
-        and (axes == [0, 0, 0] or all(1 <= axis <= 3 for axis in axes))
-    )
-
-
-def _byte_order(raw: bytes, *, name: str, file_size: int, warnings: list[str]) -> ByteOrder:
-    orders: tuple[ByteOrder, ...] = ("<", ">")
-    possible = [order for order in orders if _is_plausible(_decode(raw, order))]
-    if not possible:
-        little = _decode(raw, "<")
-        raise InputError(
-            f"{name} is not an MRC file: read as one, its header would mean {little['nx']} x "
-            f"{little['ny']} x {little['nz']} voxels of mode {little['mode']}, in either byte order out of "
-            "range. Check that the file is the tomogram (.mrc, .rec, .map) and was downloaded completely."
-        )
-    stamped = _STAMPS.get(raw[212:214])
-    if stamped is not None and stamped in possible:
-        return stamped
-    if stamped is not None:
-        warnings.append(
-            f"The machine stamp says {_order_in_words(stamped)}-endian, but size and mode make sense only as "
-            f"{_order_in_words(possible[0])}-endian, so they are read that way."
-        )
-    if len(possible) == 2:
-        for order in possible:
-            header = _decode(raw, order)
-            voxels = math.prod(int(header[key]) for key in ("nx", "ny", "nz"))
-            # At least half a byte a voxel: the wrong order asks for astronomically more than the file holds.
-            if HEADER_BYTES + int(header["nsymbt"]) + voxels // 2 <= file_size:
-                return order
-    return possible[0]
-
-
-def _order_in_words(order: ByteOrder) -> str:
-    return "little" if order == "<" else "big"
-
-
-def _imod_flags(raw: bytes, order: ByteOrder) -> int | None:
-    stamp, flags = np.frombuffer(raw, np.dtype("i4").newbyteorder(order), count=2, offset=_IMOD_STAMP_AT)
-    return int(flags) if stamp == _IMOD_STAMP else None
 
 
 def _refuse_images_and_stacks(header: np.void, stored_shape: Shape3, name: str) -> None:
@@ -236,7 +173,7 @@ def _axes(header: np.void, name: str, warnings: list[str]) -> tuple[int, int, in
 
 def _voxel_type(header: np.void, mode: int, imod_flags: int | None, warnings: list[str]) -> np.dtype[Any]:
     if mode != 0:
-        return np.dtype(_DTYPES[mode])
+        return np.dtype(VOXEL_TYPES[mode])
     smallest, largest = float(header["dmin"]), float(header["dmax"])
     if imod_flags is not None:
         signed = bool(imod_flags & _IMOD_SIGNED_BYTES)

@@ -11,7 +11,8 @@ import numpy as np
 
 from etsam_zarr.errors import InputError
 from etsam_zarr.geometry import Span, box_within
-from etsam_zarr.mrc.header import HEADER_BYTES, MrcHeader, parse_mrc_header
+from etsam_zarr.mrc.fields import HEADER_BYTES
+from etsam_zarr.mrc.header import MrcHeader, parse_mrc_header
 from etsam_zarr.volume import Array, Volume, VolumeInfo
 
 _SAMPLES = 64

@@ -17,6 +17,7 @@ from etsam_zarr.atomic import disk_errors
 from etsam_zarr.errors import OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span, cut
+from etsam_zarr.mrc.statistics import Statistics
 from etsam_zarr.volume import Array, Volume
 
 _MODES = {"int8": 0, "int16": 1, "float32": 2, "uint16": 6, "float16": 12}
@@ -155,7 +156,7 @@ class MrcWriter:
         self._plan = plan
         self._partial = path.with_name(f"{path.name}.partial")
         self._written = 0
-        self._statistics = _Statistics()
+        self._statistics = Statistics()
         with disk_errors("creating an MRC", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("wb")
@@ -204,41 +205,7 @@ class MrcWriter:
             self._partial.replace(self._path)
 
 
-class _Statistics:
-    """Smallest, largest, mean and standard deviation of values that come in pieces.
-
-    Pieces are merged with the formula of Chan, Golub and LeVeque (1983), which does not lose the deviation of
-    values far from zero as a running sum of squares would.
-    """
-
-    def __init__(self) -> None:
-        self.smallest = np.inf
-        self.largest = -np.inf
-        self.mean = 0.0
-        self._count = 0
-        self._squares = 0.0
-
-    def add(self, slab: Array) -> None:
-        # Slice by slice: the float64 copies stay small.
-        for plane in slab:
-            values = plane.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # infinite voxels: the header then says "not determined"
-                mean = float(values.mean())
-                squares = float(np.square(values - mean).sum())
-            total = self._count + values.size
-            distance = mean - self.mean
-            self._squares += squares + distance**2 * self._count * values.size / total
-            self.mean += distance * values.size / total
-            self._count = total
-            self.smallest = min(self.smallest, float(values.min()))
-            self.largest = max(self.largest, float(values.max()))
-
-    @property
-    def deviation(self) -> float:
-        return float(np.sqrt(self._squares / self._count)) if self._count else 0.0
-
-
-def _header(plan: MrcPlan, stored: np.dtype[Any], statistics: _Statistics) -> bytes:
+def _header(plan: MrcPlan, stored: np.dtype[Any], statistics: Statistics) -> bytes:
     """Return the 1024 bytes of an MRC2014 header, little-endian."""
     header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
     nz, ny, nx = plan.shape

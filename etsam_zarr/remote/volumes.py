@@ -24,7 +24,8 @@ from etsam_zarr.remote.http_store import HttpStore
 from etsam_zarr.remote.store import RemoteStore, RetryPolicy
 from etsam_zarr.roi import RoiVolume
 from etsam_zarr.volume import Volume
-from etsam_zarr.zarr_volume import ZarrSource, ZarrVolume, open_zarr_volume
+from etsam_zarr.zarr_source import ZarrSource, open_zarr_volume
+from etsam_zarr.zarr_volume import ZarrVolume
 
 # Readable by everyone, and the credentials that somebody has for something else would be refused.
 PUBLIC_BUCKETS = {"cryoet-data-portal-public": "us-west-2"}

@@ -38,7 +38,7 @@ def open_s3(
     SettingsError
         The endpoint or profile cannot be used.
     RemoteError
-        Amazon does not know the bucket.
+        Amazon cannot be asked for the bucket's region, or does not know the bucket.
     """
     from obstore.store import S3Store
 

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from etsam_zarr.training.average import KeptWeights
 from etsam_zarr.training.clips import ClipSampler, clips_ahead
 from etsam_zarr.training.log import LOSSES, TrainingLog
 from etsam_zarr.training.model import ClipModel, build_clip_model
+from etsam_zarr.training.optimizer import build_optimizer, set_learning_rate
 from etsam_zarr.training.pairs import TrainingVolume
 from etsam_zarr.training.predict import evaluate
 from etsam_zarr.training.settings import TrainSettings
@@ -111,7 +111,7 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
     model = build_clip_model(job.config, job.settings)
     if job.initial is not None:
         load_weights(model, read_checkpoint(job.initial), origin=str(job.initial))
-    optimizer = torch.optim.AdamW(_parameter_groups(model, job.settings), betas=(0.9, 0.999))
+    optimizer = build_optimizer(model, job.settings)
     progress = _Progress()
     average: dict[str, torch.Tensor] = {}
     if last.exists():
@@ -128,7 +128,7 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
     on_event(Started(name, total=steps, done=progress.step, unit="steps"))
     averages = _Averages(progress.sums, progress.steps_in_epoch)
     for clips in _clips_of_steps(sampler, job.settings, progress.step, fabric):
-        rate = _set_learning_rate(optimizer, job.settings, progress.step)
+        rate = set_learning_rate(optimizer, job.settings, progress.step)
         for number, clip in enumerate(clips):
             final = number == job.settings.accumulate - 1
             seed = _seed(job.settings.seed, progress.step, number, fabric.global_rank)
@@ -198,39 +198,6 @@ def _fabric(job: TrainJob) -> Any:  # noqa: ANN401 - an optional dependency
     )
     fabric.launch()
     return fabric
-
-
-def _parameter_groups(model: ClipModel, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Group parameters by learning rate and weight decay; norms and biases are not decayed."""
-    trunk = model.image_encoder.trunk
-    prefix = "image_encoder.trunk."
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        rate = settings.learning_rate
-        if name.startswith("image_encoder.") and settings.vision_learning_rate is not None:
-            rate = settings.vision_learning_rate
-        if name.startswith(prefix) and settings.layer_decay != 1:
-            below = trunk.get_num_layers() + 1 - trunk.get_layer_id(name.removeprefix(prefix))
-            rate *= settings.layer_decay**below
-        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "full_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int) -> float:
-    """Warm up linearly, then follow a cosine down to the final share; return the base rate."""
-    if step < settings.warmup_steps:
-        share = (step + 1) / settings.warmup_steps
-    else:
-        through = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-        left = settings.final_learning_rate
-        share = left + (1 - left) * (1 + math.cos(math.pi * through)) / 2
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_lr"] * share
-    return settings.learning_rate * share
 
 
 def _clips_of_steps(

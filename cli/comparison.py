@@ -14,7 +14,8 @@ from etsam_zarr.errors import SettingsError
 from etsam_zarr.events import Notice, OnEvent
 
 if TYPE_CHECKING:
-    from etsam_zarr.evaluate import Evaluation, EvaluationSettings
+    from etsam_zarr.agreement import Evaluation
+    from etsam_zarr.evaluate import EvaluationSettings
     from etsam_zarr.portal.table import TruthWish
     from etsam_zarr.results import Source
     from etsam_zarr.volume import Volume

@@ -18,7 +18,7 @@ from etsam_zarr.errors import EtsamZarrError, SettingsError
 from etsam_zarr.events import Notice
 
 if TYPE_CHECKING:
-    from etsam_zarr.evaluate import Evaluation
+    from etsam_zarr.agreement import Evaluation
     from etsam_zarr.manifest import Pair
     from etsam_zarr.portal.table import TruthWish, Unresolved
 

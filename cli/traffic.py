@@ -7,7 +7,8 @@ from pathlib import Path
 from etsam_zarr_cli.remote_options import Cache
 
 from etsam_zarr.geometry import Span
-from etsam_zarr.remote.chunk_cache import FLYING_BYTES, DiskShelf
+from etsam_zarr.remote.chunk_cache import FLYING_BYTES
+from etsam_zarr.remote.chunk_shelf import DiskShelf
 from etsam_zarr.remote.chunk_supply import ChunkSupply, Need
 from etsam_zarr.remote.volumes import supply_of
 from etsam_zarr.roi import RoiVolume

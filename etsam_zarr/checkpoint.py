@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -59,6 +60,13 @@ def read_checkpoint(path: Path, *, glance: bool = False) -> dict[str, torch.Tens
             '{"model": state_dict}; save it that way.'
         )
     return weights
+
+
+def serialized(content: Mapping[str, object]) -> bytes:
+    """Return what ``torch.save`` writes, to be stored atomically."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, origin: str) -> None:

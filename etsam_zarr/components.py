@@ -1,66 +1,43 @@
 """Connected components of a mask of any size, block by block, in memory set by the block.
 
-1. Every block is read, labelled on its own and measured; its local ids go to a scratch Zarr, its
-   statistics and its six
-   faces to a small record.
-2. The ids of neighbouring blocks that touch are merged (:mod:`etsam_zarr.component_graph`), and the
-   statistics with them.
-   From here on every component of the volume is known: size, extent, place.
-3. Filters decide on the table, then one pass writes the result through a look-up table per block.
+1. Every block is read, labelled on its own and measured; its local ids go to a scratch Zarr, its statistics and its six
+   faces to a small record (:mod:`etsam_zarr.component_scratch`).
+2. The ids of neighbouring blocks that touch are merged (:mod:`etsam_zarr.component_graph`), and the statistics with
+   them. From here on every component of the volume is known: size, extent, place.
+3. Filters decide on the table, then one pass writes the result through a look-up table per block
+   (:mod:`etsam_zarr.labelling`).
 
-Components are numbered by their first voxel in raster order, so that ids depend on neither the block size
-nor the kernel. Steps 1 and 3 leave a mark for every finished block: a killed labelling goes on where it was.
+Components are numbered by their first voxel in raster order, so that ids depend on neither the block size nor the
+kernel. Steps 1 and 3 leave a mark for every finished block: a killed labelling goes on where it was.
 
-Memory beyond the blocks at work grows with the number of components (some 90 bytes each), not with the
-volume.
+Memory beyond the blocks at work grows with the number of components (some 90 bytes each), not with the volume.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import zarr
-from zarr.codecs import BloscCodec
 
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.block_grid import BlockGrid, block_near, covering
-from etsam_zarr.block_label import (
-    Kernel,
-    LocalIds,
-    Pieces,
-    chosen_kernel,
-    label_block,
-    measure_pieces,
-    pack_record,
-    unpack_face,
-    unpack_pieces,
-)
+from etsam_zarr.block_label import Kernel, chosen_kernel, label_block, measure_pieces, pack_record
 from etsam_zarr.blockwork import for_each
 from etsam_zarr.component_graph import merge_components, reach_of
-from etsam_zarr.component_table import ComponentTable, Flags
-from etsam_zarr.errors import OutputExistsError, SettingsError
-from etsam_zarr.events import Notice, OnEvent, ignore
+from etsam_zarr.component_scratch import ComponentScratch, open_scratch
+from etsam_zarr.component_table import ComponentTable
+from etsam_zarr.events import OnEvent, ignore
 from etsam_zarr.geometry import Shape3
+from etsam_zarr.labelling import Labelling, TableRows
 from etsam_zarr.masks import BinaryMask
-from etsam_zarr.pyramid import write_unit
 
 DEFAULT_BLOCK: Shape3 = (64, 256, 256)
 """Some 60 MB of working memory for each worker."""
 
 COMFORTABLE_VOXELS = 2**23
 """A volume of at most this many voxels is one block and goes through dask-image's public ``label``."""
-
-_SETTINGS_FILE = "labelling.json"
-_WRITING_KEY = "etsam_zarr_labelling_in_progress"
 
 
 @dataclass(frozen=True)
@@ -93,11 +70,10 @@ def find_components(
     mask
         The mask, shape (z, y, x).
     scratch
-        A folder for intermediate results, about as large as the result; an unfinished labelling of the
-        same mask found there is gone on with. :meth:`Labelling.discard` removes it.
+        A folder for intermediate results, about as large as the result; an unfinished labelling of the same mask found
+        there is gone on with. :meth:`Labelling.discard` removes it.
     source_id
-        Anything that tells this mask's content from another's (a digest), to recognise leftovers of
-        another mask.
+        Anything that tells this mask's content from another's (a digest), to recognise leftovers of another mask.
     chunks
         Write unit (shards, where there are any) of the arrays that the result will be written to.
     settings
@@ -134,9 +110,7 @@ def find_components(
         "block": list(grid.block),
         "connectivity": settings.connectivity,
     }
-    token = _open_scratch(scratch, facts, on_event)
-    labelling = _Scratch(scratch, grid)
-    labelling.create_arrays()
+    labelling = open_scratch(scratch, grid, facts, on_event)
 
     def work(number: int) -> None:
         box = grid.box(number)
@@ -157,181 +131,10 @@ def find_components(
             workers=settings.workers,
             on_event=on_event,
         )
-    return _merge(labelling, token, settings, on_event)
+    return _merge(labelling, settings)
 
 
-class Labelling:
-    """Components that have been found, and the way to write them. Made by :func:`find_components`."""
-
-    def __init__(
-        self, scratch: _Scratch, token: str, settings: LabelSettings, table: ComponentTable, rows: _Rows
-    ) -> None:
-        self.table = table
-        """All components, ordered by their first voxels."""
-        self._scratch = scratch
-        self._token = token
-        self._settings = settings
-        self._rows = rows
-
-    @property
-    def block(self) -> Shape3:
-        """The block size in use; what is written to must have a write unit that divides it."""
-        return self._scratch.grid.block
-
-    def write(
-        self, destination: zarr.Array[Any], keep: Flags, *, as_mask: bool = False, on_event: OnEvent = ignore
-    ) -> None:
-        """Write the components that are kept, numbered from 1, into a Zarr array.
-
-        Parameters
-        ----------
-        destination
-            Integer array of the mask's shape, whose chunks (shards) divide the block, since each is
-            written once.
-        keep
-            Which rows of :attr:`table` to write, shape (components,).
-        as_mask
-            Write 1 instead of ids.
-        on_event
-            Listener for progress.
-
-        Raises
-        ------
-        SettingsError
-            The array has another shape, a write unit that does not divide the block, or a type too small
-            for the ids.
-        OutputError
-            The destination cannot be written.
-        """
-        grid = self._scratch.grid
-        _check_destination(destination, grid, 1 if as_mask else int(keep.sum()))
-        # Zarr drops chunks of fill value, so writing zeros where nothing is kept costs nothing and clears
-        # old content.
-        ids = np.zeros(len(self.table) + 1, destination.dtype)
-        ids[1:][keep] = 1 if as_mask else np.arange(1, int(keep.sum()) + 1)
-
-        marks = self._scratch.marks(self._token, keep, as_mask)
-        mark = marks.name
-        if destination.attrs.get(_WRITING_KEY) != mark:
-            # Marks of a destination that has been replaced since say nothing of this one.
-            shutil.rmtree(marks, ignore_errors=True)
-            destination.attrs[_WRITING_KEY] = mark
-        marks.mkdir(parents=True, exist_ok=True)
-
-        def work(number: int) -> None:
-            lookup = ids[self._rows.of_block(number)]
-            kept = lookup.any()
-            values = lookup[self._scratch.read_local(number, lookup.size - 1)] if kept else 0
-            destination[self._scratch.slices(number)] = values
-            (marks / str(number)).touch()
-
-        left = [number for number in range(len(grid)) if not (marks / str(number)).exists()]
-        with disk_errors("writing components", str(destination.store_path)):
-            for_each(
-                work,
-                left,
-                name="write mask" if as_mask else "write components",
-                done=len(grid) - len(left),
-                workers=self._settings.workers,
-                on_event=on_event,
-            )
-            del destination.attrs[_WRITING_KEY]
-
-    def discard(self) -> None:
-        """Remove the scratch folder; nothing can be written afterwards."""
-        shutil.rmtree(self._scratch.folder, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """For every block and local id, the row (from 1) of the table of components; 0 is outside."""
-
-    offsets: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int32]
-
-    def of_block(self, number: int) -> npt.NDArray[np.int32]:
-        """Return the rows of a block's local ids, index 0 (outside) included."""
-        inside = self.rows[self.offsets[number] : self.offsets[number + 1]]
-        return np.concatenate([np.zeros(1, np.int32), inside])
-
-
-class _Scratch:
-    """The folder of intermediate results: ``local*.zarr``, ``blocks/*.npz``, ``written/<what>/*``."""
-
-    def __init__(self, folder: Path, grid: BlockGrid) -> None:
-        self.folder = folder
-        self.grid = grid
-        self._records = [str(self.record(number)) for number in range(len(grid))]
-
-    def record(self, number: int) -> Path:
-        return self.folder / "blocks" / f"{number}.npz"
-
-    def marks(self, token: str, keep: Flags, as_mask: bool) -> Path:
-        what = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()[:16]
-        return self.folder / "written" / f"{token}-{what}-{'mask' if as_mask else 'ids'}"
-
-    def create_arrays(self) -> None:
-        self._narrow, self._wide = (self._array(f"local{bits}.zarr", f"uint{bits}") for bits in (16, 32))
-
-    def _array(self, name: str, dtype: str) -> zarr.Array[Any]:
-        path = self.folder / name
-        if path.exists():
-            return zarr.open_array(path, mode="r+")
-        # Fast compression: it is read once and thrown away.
-        return zarr.create_array(
-            path,
-            shape=self.grid.shape,
-            chunks=self.grid.block,
-            dtype=dtype,
-            compressors=BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"),
-            fill_value=0,
-        )
-
-    def write_local(self, number: int, labels: LocalIds, count: int) -> None:
-        """Store a block's local ids, in half the space where there are few: nearly always."""
-        self._local(count)[self.slices(number)] = labels
-
-    def read_local(self, number: int, count: int) -> npt.NDArray[np.uint16] | LocalIds:
-        return np.asarray(self._local(count)[self.slices(number)])
-
-    def slices(self, number: int) -> tuple[slice, ...]:
-        return tuple(span.as_slice() for span in self.grid.box(number))
-
-    def _local(self, count: int) -> zarr.Array[Any]:
-        return self._narrow if count <= np.iinfo(np.uint16).max else self._wide
-
-    def pieces(self, number: int) -> Pieces:
-        return unpack_pieces(self._records[number])
-
-    def face(self, number: int, axis: int, side: int) -> LocalIds | None:
-        return unpack_face(self._records[number], axis, side)
-
-
-def _open_scratch(folder: Path, facts: dict[str, object], on_event: OnEvent) -> str:
-    """Return the token of the labelling in ``folder``, an earlier one of the same facts or a new one."""
-    path = folder / _SETTINGS_FILE
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            found = {}
-        if {key: found.get(key) for key in facts} == facts:
-            on_event(Notice(f"Going on with the unfinished labelling in {folder}."))
-            return str(found["token"])
-        # Derived data of another mask or other settings: of no use to anybody.
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise OutputExistsError(
-            f"The scratch folder {folder} holds something that is not an unfinished labelling. Give an "
-            "empty or new "
-            "folder with --scratch."
-        )
-    token = uuid.uuid4().hex
-    write_atomically(path, json.dumps({**facts, "token": token}).encode())
-    return token
-
-
-def _merge(scratch: _Scratch, token: str, settings: LabelSettings, on_event: OnEvent) -> Labelling:
+def _merge(scratch: ComponentScratch, settings: LabelSettings) -> Labelling:
     """Step 2: merge provisional components and their statistics, and order them."""
     grid = scratch.grid
     counts = np.array([scratch.pieces(number).voxels.size for number in range(len(grid))], np.int64)
@@ -358,23 +161,4 @@ def _merge(scratch: _Scratch, token: str, settings: LabelSettings, on_event: OnE
     rank = np.empty(count, np.int32)
     rank[order] = np.arange(1, count + 1, dtype=np.int32)
     table = ComponentTable(grid.shape, voxels[order], first[order], lower[order], upper[order], sums[order])
-    return Labelling(scratch, token, settings, table, _Rows(offsets, rank[component]))
-
-
-def _check_destination(destination: zarr.Array[Any], grid: BlockGrid, largest: int) -> None:
-    if tuple(destination.shape) != grid.shape:
-        raise SettingsError(f"The destination has shape {tuple(destination.shape)}, the mask {grid.shape}.")
-    unit = write_unit(destination)
-    several = [n > 1 for n in grid.counts]
-    if any(cut and size % step for cut, size, step in zip(several, grid.block, unit, strict=True)):
-        raise SettingsError(
-            f"Blocks of {grid.block} voxels would write parts of chunks of {tuple(unit)}, and two blocks "
-            "that share a "
-            "chunk lose data. Take a block size that is a multiple of the chunks."
-        )
-    limit = int(np.iinfo(destination.dtype).max)
-    if largest > limit:
-        raise SettingsError(
-            f"There are {largest} components, {destination.dtype} numbers at most {limit}. Drop small ones "
-            "(--min-voxels, --min-slices), or choose a larger type."
-        )
+    return Labelling(scratch, table, TableRows(offsets, rank[component]), workers=settings.workers)

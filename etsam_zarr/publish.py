@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from etsam_zarr.errors import OutputError, OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
 from etsam_zarr.remote.address import RemoteAddress
+from etsam_zarr.remote.s3_store import open_s3
 from etsam_zarr.remote.trouble import Trouble
-from etsam_zarr.remote.volumes import RemoteOptions, open_s3
+from etsam_zarr.remote.volumes import RemoteOptions
 
 RECORD = "run.json"
 _MARK = ".etsam-zarr-copying"
@@ -67,7 +68,9 @@ def publish(
             f"The output is {address.shown}; a run store is written to a local path, or to s3://bucket/path."
         )
     begun = time.monotonic()
-    bucket = _Bucket(open_s3(address, options or RemoteOptions(), writing=True), address.shown)
+    options = options or RemoteOptions()
+    opened = open_s3(address, endpoint=options.s3_endpoint, profile=options.s3_profile, writing=True)
+    bucket = _Bucket(opened, address.shown)
     files = dict(_files(store))
     there = bucket.names()
     mine = _fingerprint((store / RECORD).read_bytes())

@@ -15,7 +15,7 @@ from portal_store import write_portal_store
 from etsam_zarr.errors import InputError, RemoteError
 from etsam_zarr.geometry import Span
 from etsam_zarr.remote.address import RemoteAddress
-from etsam_zarr.remote.chunk_cache import DiskShelf
+from etsam_zarr.remote.chunk_shelf import DiskShelf
 from etsam_zarr.remote.store import RetryPolicy
 from etsam_zarr.remote.volumes import RemoteOptions, keep_chunks, open_remote, supply_of
 from etsam_zarr.roi import RoiVolume

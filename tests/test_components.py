@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from etsam_zarr.components import Labelling, LabelSettings, find_components
+from etsam_zarr.components import LabelSettings, find_components
 from etsam_zarr.errors import InputError, OutputExistsError, SettingsError
 from etsam_zarr.events import Event, Notice, Started
+from etsam_zarr.labelling import Labelling
 from etsam_zarr.masks import BinaryMask
 
 Array = npt.NDArray[Any]

@@ -122,7 +122,7 @@ def test_run_from_a_bucket_is_the_local_run(
 def test_the_region_of_a_bucket_is_asked_for(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import requests
 
-    from etsam_zarr.remote.volumes import _region
+    from etsam_zarr.remote.s3_store import _region
 
     monkeypatch.delenv("AWS_REGION", raising=False)
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 
 from etsam_zarr import score_curve
 from etsam_zarr.errors import InputError
-from etsam_zarr.score_curve import ScoreCounter, ScoreCurve, ordered_keys, value_of_key
+from etsam_zarr.score_curve import ScoreCounter, ScoreCurve
 
 Array = npt.NDArray[Any]
 
@@ -84,13 +84,6 @@ def test_more_than_one_piece_of_a_bucket(tmp_path: Path, monkeypatch: pytest.Mon
     truth = rng.random(5000) < 0.5
     got = curve_of(scores, truth, tmp_path)
     assert got.average_precision == pytest.approx(average_precision_score(truth, scores), rel=1e-12)
-
-
-@given(hnp.arrays(np.float32, 20, elements=st.floats(width=32, allow_nan=False)))
-def test_keys_sort_as_scores_do_and_lead_back(scores: Array) -> None:
-    keys = ordered_keys(scores)
-    np.testing.assert_array_equal(np.argsort(keys, kind="stable"), np.argsort(scores + 0, kind="stable"))
-    assert [value_of_key(int(key), scores.dtype) for key in keys] == scores.tolist()
 
 
 def test_all_scores_equal(tmp_path: Path) -> None:

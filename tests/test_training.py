@@ -21,9 +21,10 @@ from etsam_zarr.errors import DoesNotFitError, FingerprintError, ModelError, Out
 from etsam_zarr.events import Advanced, Event, Notice
 from etsam_zarr.sam import build_predictor
 from etsam_zarr.training.clips import Clip, ClipSampler
-from etsam_zarr.training.loop import KEPT, LAST, LOG, TrainJob, train
+from etsam_zarr.training.loop import KEPT, LOG, TrainJob, train
 from etsam_zarr.training.model import build_clip_model
 from etsam_zarr.training.predict import Score
+from etsam_zarr.training.progress import LAST
 from etsam_zarr.training.settings import PhantomSet, load_recipe
 from etsam_zarr.training.stages import phantom_settings
 

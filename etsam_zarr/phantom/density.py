@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etsam_zarr.geometry import Shape3
-from etsam_zarr.phantom.shapes import Blob, Body, Floats, Point, Scene
+from etsam_zarr.phantom.scene import Scene
+from etsam_zarr.phantom.shapes import Blob, Body, Floats, Point
 
 HALF_MAXIMUM = float(np.sqrt(2 * np.log(2)))
 """Half width at half maximum of a Gaussian, in standard deviations."""

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from etsam_zarr.geometry import Shape3
-from etsam_zarr.phantom.shapes import generator
+from etsam_zarr.phantom.draws import generator
 
 Image = npt.NDArray[np.float32]
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.geometry import Shape3, Span, ceil_div
 from etsam_zarr.phantom.density import CARBON_RADIUS, Bilayer, Carbon, render
+from etsam_zarr.phantom.draws import generator
 from etsam_zarr.phantom.imaging import (
     KERNEL_RADIUS,
     Image,
@@ -31,7 +32,7 @@ from etsam_zarr.phantom.imaging import (
     signal_kernel,
     white_noise,
 )
-from etsam_zarr.phantom.shapes import Scene, generator
+from etsam_zarr.phantom.scene import Scene
 
 Box = tuple[Span, Span, Span]
 

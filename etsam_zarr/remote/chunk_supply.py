@@ -16,7 +16,8 @@ import zarr
 from zarr.core.sync import sync
 
 from etsam_zarr.geometry import Shape3, Span, ceil_div
-from etsam_zarr.remote.chunk_cache import ChunkStore, Shelf
+from etsam_zarr.remote.chunk_cache import ChunkStore
+from etsam_zarr.remote.chunk_shelf import Shelf
 
 Box = tuple[Span, Span, Span]
 """A box of voxels in z, y, x."""

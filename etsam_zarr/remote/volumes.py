@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Literal
 
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from etsam_zarr.errors import NoZarrError, RemoteError, SettingsError
+from etsam_zarr.errors import NoZarrError, RemoteError
 from etsam_zarr.remote.address import SCHEMES, RemoteAddress, as_uri, is_remote
-from etsam_zarr.remote.chunk_cache import ChunkStore, DiskShelf, MemoryShelf, MissingChunks
+from etsam_zarr.remote.chunk_cache import ChunkStore, MissingChunks
+from etsam_zarr.remote.chunk_shelf import DiskShelf, MemoryShelf
 from etsam_zarr.remote.chunk_supply import Box, ChunkSupply
 from etsam_zarr.remote.http_store import HttpStore
+from etsam_zarr.remote.s3_store import open_s3
 from etsam_zarr.remote.store import RemoteStore, RetryPolicy
 from etsam_zarr.roi import RoiVolume
 from etsam_zarr.volume import Volume
 from etsam_zarr.zarr_source import ZarrSource, open_zarr_volume
 from etsam_zarr.zarr_volume import ZarrVolume
-
-# Readable by everyone, and the credentials that somebody has for something else would be refused.
-PUBLIC_BUCKETS = {"cryoet-data-portal-public": "us-west-2"}
-
-# No limit for a whole chunk, which may be large and the line slow; only for silence.
-_CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h", "user_agent": "etsam-zarr"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,8 @@ def open_store(address: RemoteAddress, options: RemoteOptions | None = None) -> 
     options = options or _defaults.get() or RemoteOptions()
     below: Store = HttpStore(address)
     if address.scheme == "s3":
-        below = ObjectStore(open_s3(address, options), read_only=True)
+        bucket = open_s3(address, endpoint=options.s3_endpoint, profile=options.s3_profile)
+        below = ObjectStore(bucket, read_only=True)
     return RemoteStore(below, address.shown, retry=options.retry)
 
 
@@ -205,113 +200,3 @@ def _first_bytes(address: RemoteAddress, store: RemoteStore) -> bytes | None:
     except RemoteError:
         return None
     return None if found is None else found.to_bytes()
-
-
-def open_s3(address: RemoteAddress, options: RemoteOptions, *, writing: bool = False) -> Any:  # noqa: ANN401
-    """Return obstore's store of an ``s3://`` address.
-
-    Parameters
-    ----------
-    writing
-        Repeat what fails, and have the server check the SHA-256 of what is written; without, each request is made
-        once.
-
-    Raises
-    ------
-    SettingsError
-        The endpoint or profile cannot be used.
-    RemoteError
-        Amazon does not know the bucket.
-    """
-    from obstore.store import S3Store
-
-    config: dict[str, Any] = {"bucket": address.place}
-    endpoint = options.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint is not None:
-        if not endpoint.startswith(("https://", "http://")):
-            raise SettingsError(f"--s3-endpoint is {endpoint!r}; give an address that begins with https:// or http://.")
-        config["endpoint"] = endpoint
-    public = endpoint is None and address.place in PUBLIC_BUCKETS and options.s3_profile is None
-    credentials = None if public else _credentials(options.s3_profile)
-    if credentials is None:
-        config["skip_signature"] = True
-    config["region"] = _region(address.place, endpoint, credentials)
-    client = {**_CLIENT, "allow_http": bool(endpoint and endpoint.startswith("http://"))}
-    if writing:
-        config["checksum_algorithm"] = "SHA256"
-    return S3Store(
-        prefix=address.path or None,
-        config=cast("Any", config),
-        client_options=cast("Any", client),
-        retry_config={"max_retries": 5 if writing else 0},
-        credential_provider=cast("Any", credentials),
-    )
-
-
-class _Frozen(Protocol):
-    access_key: str
-    secret_key: str
-    token: str | None
-
-
-class _Credentials:
-    """What botocore finds in the usual places (variables, ~/.aws, roles), as obstore asks for it."""
-
-    def __init__(self, session: Any, found: Any) -> None:  # noqa: ANN401 - botocore has no types
-        self._found = found
-        self.region: str | None = session.get_config_variable("region")
-
-    def __call__(self) -> dict[str, Any]:
-        frozen: _Frozen = self._found.get_frozen_credentials()
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            # botocore renews short-lived ones itself, when it is asked again.
-            "expires_at": datetime.now(UTC) + timedelta(minutes=10),
-        }
-
-
-def _credentials(profile: str | None) -> _Credentials | None:
-    """Return the user's credentials; None if there are none, which is how public buckets are read."""
-    import botocore.exceptions
-    import botocore.session
-
-    try:
-        session = botocore.session.Session(profile=profile)
-        found = session.get_credentials()
-    except botocore.exceptions.ProfileNotFound:
-        raise SettingsError(
-            f"--s3-profile is {profile!r}, and there is no such profile in ~/.aws/config or ~/.aws/credentials. Choose "
-            "another, or leave it out to read a public bucket."
-        ) from None
-    except botocore.exceptions.BotoCoreError as error:
-        raise SettingsError(
-            f"The credentials for S3 cannot be had ({type(error).__name__}). Check ~/.aws and the AWS_ variables."
-        ) from None
-    if found is None:
-        return None
-    return _Credentials(session, found)
-
-
-def _region(bucket: str, endpoint: str | None, credentials: _Credentials | None) -> str:
-    """Return the region of a bucket: as set by the user, or as Amazon says, which it does even for private ones."""
-    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if named:
-        return named
-    if endpoint is not None:
-        return (credentials and credentials.region) or "us-east-1"
-    if bucket in PUBLIC_BUCKETS:
-        return PUBLIC_BUCKETS[bucket]
-    import requests
-
-    try:
-        answer = requests.head(f"https://s3.amazonaws.com/{bucket}", timeout=10, allow_redirects=False)
-    except requests.RequestException as error:
-        raise RemoteError(
-            f"Amazon S3 cannot be reached to ask where the bucket {bucket} lies ({type(error).__name__}). Check your "
-            "network, set AWS_REGION, or give --s3-endpoint for another service."
-        ) from None
-    if answer.status_code == 404:
-        raise RemoteError(f"There is no bucket {bucket} at Amazon S3. Check its name, or give --s3-endpoint.")
-    return answer.headers.get("x-amz-bucket-region", "us-east-1")

@@ -6,21 +6,20 @@ clips.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from etsam_zarr.config import PromptMethod
 from etsam_zarr.frames import to_frame
 from etsam_zarr.geometry import Span
 from etsam_zarr.prompts import fixed_prompt
+from etsam_zarr.training.augmentation import Warp, changed_greys
 from etsam_zarr.training.pairs import Image, Mask, TrainingVolume
-from etsam_zarr.training.settings import Augmentation, TrainSettings
+from etsam_zarr.training.settings import TrainSettings
 
 _FARTHEST = 500
 _CLIPS_AHEAD = 2
@@ -130,7 +129,7 @@ class ClipSampler:
         def place(z: int) -> int:
             return start + (depth - 1 - z if reverse else z)
 
-        warp = _Warp.draw(augmentation, volume.shape[1:], self._image_size, rng)
+        warp = Warp.draw(augmentation, volume.shape[1:], self._image_size, rng)
         wanted = [place(z) for z in (*order.prompted, *order.lead, *order.tracked)]
         images, masks = [], []
         for image, mask in _read(volume, wanted):
@@ -139,11 +138,11 @@ class ClipSampler:
         prompts = [self._prompt(volume, place(z), warp, empty=order.empty)[None] for z in order.prompted]
         shape = (0, 1, self._image_size, self._image_size)
         stacked = torch.stack(prompts) if prompts else torch.zeros(shape, dtype=torch.bool)
-        planes = _changed_greys(images, len(order.prompted), augmentation, rng)
+        planes = changed_greys(images, len(order.prompted), augmentation, rng)
         frames = torch.stack([to_frame(plane, self._image_size) for plane in planes])
         return frames, torch.stack(masks), stacked
 
-    def _prompt(self, volume: TrainingVolume, z: int, warp: _Warp, *, empty: bool) -> torch.Tensor:
+    def _prompt(self, volume: TrainingVolume, z: int, warp: Warp, *, empty: bool) -> torch.Tensor:
         if self._stage == 2 and not empty:
             return warp.mask(volume.stage1_logits(Span(z, z + 1))[0] > 0)
         method: PromptMethod = "zero" if empty else "grid_zero"
@@ -192,100 +191,3 @@ def _read(volume: TrainingVolume, wanted: Sequence[int]) -> Iterator[tuple[Image
         rest = rest[stop:]
     for z in wanted:
         yield held[z]
-
-
-@dataclass(frozen=True)
-class _Warp:
-    """One affine map for all slices of a clip, from a slice to the square that the model sees."""
-
-    grid: torch.Tensor
-    """Sampling positions as torch's grid_sample takes them, (1, S, S, 2)."""
-
-    @classmethod
-    def draw(
-        cls, augmentation: Augmentation, size: tuple[int, int], image_size: int, rng: np.random.Generator
-    ) -> _Warp:
-        """Choose flips, rotation, shear, zoom, and in large slices which part is seen.
-
-        A slice up to the image size fills the square, as in a run; of a larger one the square shows anything
-        between a window of the image size and the whole. What is not warped is taken voxel by voxel.
-        """
-        if augmentation.warped < 1 and rng.random() >= augmentation.warped:
-            return cls._unwarped(augmentation, size, image_size, rng)
-        turn, shear = (math.radians(rng.uniform(-d, d)) for d in (augmentation.degrees, augmentation.shear))
-        zoom = rng.uniform(*augmentation.zoom)
-        flips = _flips(augmentation, rng)
-        window = rng.uniform(min(1.0, image_size / max(size)), 1.0)
-        seen = window / zoom
-        matrix = np.array(
-            [
-                [math.cos(turn), -math.sin(turn + shear)],
-                [math.sin(turn), math.cos(turn + shear)],
-            ]
-        ) @ np.diag(flips * seen)
-        return cls._affine(matrix, rng.uniform(-1, 1, size=2) * (1 - window), image_size)
-
-    @classmethod
-    def _unwarped(
-        cls, augmentation: Augmentation, size: tuple[int, int], image_size: int, rng: np.random.Generator
-    ) -> _Warp:
-        flips = _flips(augmentation, rng)
-        across = np.array(size[::-1])
-        seen = np.minimum(across, image_size)
-        first = rng.integers(0, across - seen + 1)
-        return cls._affine(np.diag(flips * seen / across), (2 * first + seen) / across - 1, image_size)
-
-    @classmethod
-    def _affine(cls, matrix: npt.NDArray[np.float64], shift: npt.NDArray[np.float64], image_size: int) -> _Warp:
-        theta = torch.tensor(np.column_stack([matrix, shift])[None], dtype=torch.float32)
-        return cls(torch.nn.functional.affine_grid(theta, [1, 1, image_size, image_size], align_corners=False))
-
-    def image(self, plane: Image) -> Image:
-        """Map a slice; beyond its edges it is mirrored."""
-        return self._sample(plane, "bilinear", "reflection")
-
-    def mask(self, mask: Mask) -> torch.Tensor:
-        """Map a truth or prompt mask, shape (S, S)."""
-        return torch.from_numpy(self._sample(mask.astype(np.float32), "bilinear", "reflection") > 0.5)
-
-    def _sample(self, plane: Image, mode: str, padding: str) -> Image:
-        source = torch.from_numpy(np.ascontiguousarray(plane))[None, None]
-        sampled = torch.nn.functional.grid_sample(
-            source, self.grid, mode=mode, padding_mode=padding, align_corners=False
-        )
-        image: Image = sampled[0, 0].numpy()
-        return image
-
-
-def _flips(augmentation: Augmentation, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draw the signs of x and y."""
-    x = -1.0 if augmentation.flip_x and rng.random() < 0.5 else 1.0
-    y = -1.0 if augmentation.flip_y and rng.random() < 0.5 else 1.0
-    return np.array([x, y])
-
-
-def _changed_greys(
-    images: list[Image], prompted: int, augmentation: Augmentation, rng: np.random.Generator
-) -> list[Image]:
-    """Change brightness and contrast of the clip, and drown some of the tracked slices in noise."""
-    gain = np.float32(1 + rng.uniform(-1, 1) * augmentation.contrast)
-    offset = np.float32(rng.uniform(-1, 1) * augmentation.brightness)
-    changed: list[Image] = []
-    for number, image in enumerate(images):
-        mean = image.mean()
-        plane = (image - mean) * gain + mean + offset
-        # The first tracked slice has no neighbour's memory to fall back on.
-        if number > prompted and rng.random() < augmentation.degraded_slices:
-            share = np.float32(rng.uniform(0.4, 1.0))
-            noise = _with_random_phases(plane - plane.mean(), rng)
-            plane = (plane - plane.mean()) * np.sqrt(1 - share**2) + share * noise + plane.mean()
-        changed.append(np.ascontiguousarray(plane, dtype=np.float32))
-    return changed
-
-
-def _with_random_phases(image: Image, rng: np.random.Generator) -> Image:
-    """Return noise with the power spectrum of an image: it looks like the tomogram's own, and shows nothing."""
-    noise = np.fft.rfft2(rng.standard_normal(image.shape))
-    spectrum = np.abs(np.fft.rfft2(image)) * noise / np.maximum(np.abs(noise), 1e-12)
-    surrogate: Image = np.fft.irfft2(spectrum, s=image.shape, axes=(0, 1)).astype(np.float32)
-    return surrogate

@@ -11,11 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +21,20 @@ from typing import Any
 import torch
 
 from etsam_zarr.atomic import write_atomically
-from etsam_zarr.checkpoint import load_weights, read_checkpoint
-from etsam_zarr.errors import FingerprintError, OutputExistsError, SettingsError
+from etsam_zarr.checkpoint import load_weights, read_checkpoint, serialized
+from etsam_zarr.errors import OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.training.average import KeptWeights
 from etsam_zarr.training.clips import ClipSampler, clips_ahead
 from etsam_zarr.training.log import LOSSES, TrainingLog
-from etsam_zarr.training.model import ClipModel, build_clip_model
+from etsam_zarr.training.model import build_clip_model
+from etsam_zarr.training.optimizer import build_optimizer, set_learning_rate
 from etsam_zarr.training.pairs import TrainingVolume
 from etsam_zarr.training.predict import evaluate
+from etsam_zarr.training.progress import LAST, Progress, save_progress, take_over
 from etsam_zarr.training.settings import TrainSettings
 
-LAST = "last.pt"
-"""Weights, optimizer and step of the latest checkpoint; its entry ``model`` is read like any checkpoint."""
 KEPT = "kept.pt"
 """The result so far, ``{"model": state_dict}`` as ETSAM's own files: the weights after the epoch with the best
 validation Dice; after the latest one where nothing is validated, or the settings want it so."""
@@ -111,11 +109,12 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
     model = build_clip_model(job.config, job.settings)
     if job.initial is not None:
         load_weights(model, read_checkpoint(job.initial), origin=str(job.initial))
-    optimizer = torch.optim.AdamW(_parameter_groups(model, job.settings), betas=(0.9, 0.999))
-    progress = _Progress()
+    optimizer = build_optimizer(model, job.settings)
+    progress = Progress()
     average: dict[str, torch.Tensor] = {}
     if last.exists():
-        progress, average = _take_over(job, model, optimizer, on_event)
+        progress, average = take_over(last, model, optimizer, fingerprint=job.fingerprint)
+        on_event(Notice(f"Going on after step {progress.step} of {job.settings.steps}."))
     wrapped, optimizer = fabric.setup(model, optimizer)
     model.train()
     kept = KeptWeights(model, job.settings.weight_averaging)
@@ -126,60 +125,34 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
     steps, name = job.settings.steps, f"train stage {job.stage}"
     begun = saved = time.monotonic()
     on_event(Started(name, total=steps, done=progress.step, unit="steps"))
-    averages = _Averages(progress.sums, progress.steps_in_epoch)
     for clips in _clips_of_steps(sampler, job.settings, progress.step, fabric):
-        rate = _set_learning_rate(optimizer, job.settings, progress.step)
+        rate = set_learning_rate(optimizer, job.settings, progress.step)
         for number, clip in enumerate(clips):
             final = number == job.settings.accumulate - 1
             seed = _seed(job.settings.seed, progress.step, number, fabric.global_rank)
             with fabric.no_backward_sync(wrapped, enabled=not final and job.devices > 1):
                 losses = wrapped(clip.to(fabric.device), seed=seed)
                 fabric.backward(losses["total"] / job.settings.accumulate)
-            averages.add(losses, 1 / job.settings.accumulate)
+            progress.add_losses(losses, 1 / job.settings.accumulate)
         fabric.clip_gradients(wrapped, optimizer, max_norm=job.settings.gradient_clip, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
         kept.update()
         progress.step += 1
-        averages.steps += 1
-        progress.sums, progress.steps_in_epoch = averages.sums, averages.steps
+        progress.steps_in_epoch += 1
         on_event(Advanced(name))
         ended = progress.step % job.settings.steps_per_epoch == 0
         if ended:
-            _finish_epoch(job, fabric, kept, progress, averages, log, rate, begun, on_event)
+            _finish_epoch(job, fabric, kept, progress, log, rate, begun, on_event)
         due = time.monotonic() - saved > 60 * job.minutes_between_checkpoints
         if (ended or due) and fabric.is_global_zero:
-            _save(job, model, kept, optimizer, progress)
+            save_progress(last, progress, model, optimizer, kept, fingerprint=job.fingerprint)
             saved = time.monotonic()
         if ended:
-            averages = _Averages({}, 0)
-            progress.sums, progress.steps_in_epoch = {}, 0
+            progress.start_epoch()
     log.close()
     on_event(Finished(name, time.monotonic() - begun))
     return job.folder / KEPT
-
-
-@dataclass
-class _Progress:
-    step: int = 0
-    best_dice: float = -1.0
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    steps_in_epoch: int = 0
-
-
-class _Averages:
-    """Sums of the losses of an epoch so far."""
-
-    def __init__(self, sums: Mapping[str, float], steps: int) -> None:
-        self.sums = dict(sums)
-        self.steps = steps
-
-    def add(self, losses: Mapping[str, torch.Tensor], share: float) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach()) * share
-
-    def mean(self, name: str) -> float | None:
-        return self.sums[name] / self.steps if name in self.sums else None
 
 
 def _fabric(job: TrainJob) -> Any:  # noqa: ANN401 - an optional dependency
@@ -198,39 +171,6 @@ def _fabric(job: TrainJob) -> Any:  # noqa: ANN401 - an optional dependency
     )
     fabric.launch()
     return fabric
-
-
-def _parameter_groups(model: ClipModel, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Group parameters by learning rate and weight decay; norms and biases are not decayed."""
-    trunk = model.image_encoder.trunk
-    prefix = "image_encoder.trunk."
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        rate = settings.learning_rate
-        if name.startswith("image_encoder.") and settings.vision_learning_rate is not None:
-            rate = settings.vision_learning_rate
-        if name.startswith(prefix) and settings.layer_decay != 1:
-            below = trunk.get_num_layers() + 1 - trunk.get_layer_id(name.removeprefix(prefix))
-            rate *= settings.layer_decay**below
-        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "full_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int) -> float:
-    """Warm up linearly, then follow a cosine down to the final share; return the base rate."""
-    if step < settings.warmup_steps:
-        share = (step + 1) / settings.warmup_steps
-    else:
-        through = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-        left = settings.final_learning_rate
-        share = left + (1 - left) * (1 + math.cos(math.pi * through)) / 2
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_lr"] * share
-    return settings.learning_rate * share
 
 
 def _clips_of_steps(
@@ -257,8 +197,7 @@ def _finish_epoch(
     job: TrainJob,
     fabric: Any,  # noqa: ANN401
     kept: KeptWeights,
-    progress: _Progress,
-    averages: _Averages,
+    progress: Progress,
     log: TrainingLog,
     rate: float,
     begun: float,
@@ -267,8 +206,8 @@ def _finish_epoch(
     epoch = progress.step // job.settings.steps_per_epoch
     if fabric.is_global_zero:
         row: dict[str, object] = {"epoch": epoch, "step": progress.step, "learning_rate": f"{rate:.3g}"}
-        row.update({f"loss_{name}": f"{mean:.5f}" for name in LOSSES if (mean := averages.mean(name)) is not None})
-        said = f"Epoch {epoch}: loss {averages.mean('total'):.4f}"
+        row.update({f"loss_{name}": f"{mean:.5f}" for name in LOSSES if (mean := progress.mean_loss(name)) is not None})
+        said = f"Epoch {epoch}: loss {progress.mean_loss('total'):.4f}"
         weights = kept.weights()
         keep = not job.validation or job.settings.keep == "last"
         if job.validation:
@@ -283,42 +222,3 @@ def _finish_epoch(
         log.add(row)
         on_event(Notice(f"{said}."))
     fabric.barrier()
-
-
-def _save(
-    job: TrainJob, model: ClipModel, kept: KeptWeights, optimizer: torch.optim.Optimizer, progress: _Progress
-) -> None:
-    content = {
-        "model": model.state_dict(),
-        "average": kept.state(),
-        "optimizer": optimizer.state_dict(),
-        "progress": dataclasses.asdict(progress),
-        "fingerprint": job.fingerprint,
-    }
-    write_atomically(job.folder / LAST, serialized(content))
-
-
-def _take_over(
-    job: TrainJob, model: ClipModel, optimizer: torch.optim.Optimizer, on_event: OnEvent
-) -> tuple[_Progress, dict[str, torch.Tensor]]:
-    """Load the latest checkpoint; return how far it had come, and its averaged weights."""
-    path = job.folder / LAST
-    read_checkpoint(path)  # says clearly what is wrong with a damaged file
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if content.get("fingerprint") != job.fingerprint:
-        raise FingerprintError(
-            f"The training in {job.folder} was started with other data, settings, model or number of devices. Give "
-            "the same command as then, or another output folder."
-        )
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    progress = _Progress(**content["progress"])
-    on_event(Notice(f"Going on after step {progress.step} of {job.settings.steps}."))
-    return progress, content["average"]
-
-
-def serialized(content: Mapping[str, object]) -> bytes:
-    """Return what ``torch.save`` writes, to be stored atomically."""
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""SAM 2 as it is trained: sam2's own modules, walked over a clip, and the losses.
+"""SAM 2 as it is trained: sam2's own modules, walked over a clip.
 
 The package ``sam2`` also installs its training code as the top-level package ``training``. Its model
 (``SAM2Train``: prompts drawn from the truth, correction clicks) and losses need ``tensordict`` and
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from torch.nn import functional
 
 from etsam_zarr.errors import ModelError, SettingsError
 from etsam_zarr.model_config import ModelConfig
@@ -23,16 +22,17 @@ from etsam_zarr.training.clips import Clip
 from etsam_zarr.training.settings import TrainSettings
 
 try:
-    from training.loss_fns import MultiStepMultiMasksAndIous, sigmoid_focal_loss
+    from training.loss_fns import MultiStepMultiMasksAndIous
     from training.model.sam2 import SAM2Train
     from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
+
+    from etsam_zarr.training.losses import Losses, mask_losses
 except ModuleNotFoundError as error:  # pragma: no cover - depends on the installation
     raise SettingsError(
         f"Training needs the package {error.name}, which is not installed. Install the extra: pip install "
         "'etsam-zarr[train]'."
     ) from error
 
-Losses = dict[str, torch.Tensor]
 _Encoded = tuple[list[torch.Tensor], list[torch.Tensor], list[Any]]
 """Features, their position encodings and sizes, by level, finest first: as sam2's track_step takes them."""
 
@@ -162,7 +162,7 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
                     ious.append(output["multistep_pred_ious"][0])
                     scores.append(self._gate_logits)
         truth = clip.masks[learned_from:].flatten(0, 1)
-        return self._mask_losses(torch.cat(logits), torch.cat(ious), torch.cat(scores), truth)
+        return mask_losses(torch.cat(logits), torch.cat(ious), torch.cat(scores), truth, settings)
 
     def _encoded(self, images: torch.Tensor, *, drop_skips: bool) -> list[_Encoded]:
         """Encode images of shape (T, B, 3, S, S) at once; return what each slice's step takes."""
@@ -188,41 +188,6 @@ class ClipModel(SAM2Train):  # type: ignore[misc]
             is_mask_from_pts=False,
         )
         output["maskmem_features"], output["maskmem_pos_enc"] = features, positions
-
-    def _mask_losses(
-        self, logits: torch.Tensor, ious: torch.Tensor, scores: torch.Tensor, truth: torch.Tensor
-    ) -> Losses:
-        """Return the losses of N masks: logits (N, M, S, S), predicted IoU (N, M), object score (N, 1)."""
-        settings = self.train_settings
-        target = truth[:, None].float().expand_as(logits)
-        logits = logits.float()
-        probability = logits.sigmoid()
-        overlap = (probability * target).sum(dim=(2, 3))
-        dice = 1 - (2 * overlap + 1) / (probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3)) + 1)
-        bce = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(2, 3))
-        focal = sigmoid_focal_loss(logits, target, 1, loss_on_multimask=True)
-        with torch.no_grad():
-            inside = logits > 0
-            shared = (inside & (target > 0)).sum(dim=(2, 3))
-            union = (inside | (target > 0)).sum(dim=(2, 3))
-            true_iou = shared / union.clamp(min=1)
-        # Of several proposals the best one learns the mask; all learn how good they are.
-        mask_loss = settings.bce_weight * bce + settings.dice_weight * dice + settings.focal_weight * focal
-        best = mask_loss.argmin(dim=1, keepdim=True)
-        present = truth.flatten(1).any(dim=1, keepdim=True).float()
-        losses: Losses = {
-            "bce": bce.gather(1, best).mean(),
-            "dice": dice.gather(1, best).mean(),
-            "focal": focal.gather(1, best).mean(),
-            "iou": (ious.float() - true_iou).abs().mean(),
-            "object_score": functional.binary_cross_entropy_with_logits(scores.float(), present),
-        }
-        losses["total"] = (
-            mask_loss.gather(1, best).mean()
-            + settings.iou_weight * losses["iou"]
-            + settings.object_score_weight * losses["object_score"]
-        )
-        return losses
 
     @contextlib.contextmanager
     def _as_in_a_run(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from etsam_zarr.atomic import write_atomically
-from etsam_zarr.checkpoint import read_checkpoint
+from etsam_zarr.checkpoint import read_checkpoint, serialized
 from etsam_zarr.errors import DoesNotFitError, ModelError, SettingsError
 from etsam_zarr.events import Notice, OnEvent, ignore
 from etsam_zarr.model_config import ModelConfig, read_model_config
@@ -20,7 +20,7 @@ from etsam_zarr.phantom.density import Bilayer
 from etsam_zarr.phantom.imaging import Microscope
 from etsam_zarr.phantom.store import write_phantom
 from etsam_zarr.phantom.volume import PhantomSettings
-from etsam_zarr.training.loop import TrainJob, serialized, train
+from etsam_zarr.training.loop import TrainJob, train
 from etsam_zarr.training.pairs import Pair, TrainingVolume
 from etsam_zarr.training.predict import compute_stage1
 from etsam_zarr.training.settings import PhantomSet, RecipeFile, TrainSettings

@@ -85,8 +85,7 @@ def merge_components(
     nodes = int(counts.sum())
     if nodes > MOST_PROVISIONAL:
         raise DoesNotFitError(
-            f"The mask falls into {nodes} pieces, more than the {MOST_PROVISIONAL} that can be numbered. It "
-            "is "
+            f"The mask falls into {nodes} pieces, more than the {MOST_PROVISIONAL} that can be numbered. It is "
             "probably noise: raise the threshold, or label a region of it."
         )
     offsets = np.cumsum(counts) - counts

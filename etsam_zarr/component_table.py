@@ -161,8 +161,7 @@ def write_table(
 def _cubic_nm(voxel_size: tuple[float, float, float] | None) -> float:
     if voxel_size is None:
         raise SettingsError(
-            "--min-volume needs the size of a voxel, and the file does not say it. Give it with "
-            "--voxel-size, or use "
+            "--min-volume needs the size of a voxel, and the file does not say it. Give it with --voxel-size, or use "
             "--min-voxels."
         )
     z, y, x = voxel_size
@@ -196,9 +195,8 @@ def _parquet(columns: dict[str, npt.NDArray[Any]]) -> bytes:
         import pyarrow.parquet
     except ImportError as error:
         raise SettingsError(
-            "Writing Parquet needs pyarrow, which is not installed. Install it (pip install "
-            "'etsam-zarr[parquet]'), or "
-            "give the table a name that ends in .csv."
+            "Writing Parquet needs pyarrow, which is not installed. Install it (pip install 'etsam-zarr[parquet]'), "
+            "or give the table a name that ends in .csv."
         ) from error
     data = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), data)

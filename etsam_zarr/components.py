@@ -110,18 +110,18 @@ def find_components(
         "block": list(grid.block),
         "connectivity": settings.connectivity,
     }
-    labelling = open_scratch(scratch, grid, facts, on_event)
+    blocks = open_scratch(scratch, grid, facts, on_event)
 
     def work(number: int) -> None:
         box = grid.box(number)
         labels, count = label_block(mask.read(*box), connectivity=settings.connectivity, kernel=kernel)
         pieces = measure_pieces(labels, count, box=box, shape=grid.shape)
         if count:
-            labelling.write_local(number, labels, count)
+            blocks.write_local(number, labels, count)
         # The record comes last: it says that the block's labels are there.
-        write_atomically(labelling.record(number), pack_record(pieces, labels))
+        write_atomically(blocks.record(number), pack_record(pieces, labels))
 
-    left = [number for number in range(len(grid)) if not labelling.record(number).exists()]
+    left = [number for number in range(len(grid)) if not blocks.record(number).exists()]
     with disk_errors("labelling", scratch):
         for_each(
             work,
@@ -131,7 +131,7 @@ def find_components(
             workers=settings.workers,
             on_event=on_event,
         )
-    return _merge(labelling, settings)
+    return _merge(blocks, settings)
 
 
 def _merge(scratch: ComponentScratch, settings: LabelSettings) -> Labelling:

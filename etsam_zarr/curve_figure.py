@@ -33,8 +33,7 @@ def save_curve_figure(curves: Mapping[str, ScoreCurve], path: Path) -> None:
     except ImportError as error:
         raise SettingsError(
             "Drawing the curve needs matplotlib, which is not installed. Install it (pip install 'etsam-zarr[plot]'), "
-            "or "
-            "leave out --figure and take the points from --json."
+            "or leave out --figure and take the points from --json."
         ) from error
     # A figure by itself, without pyplot: no window, no state that outlives this call.
     figure = Figure(figsize=(5, 4.5), layout="constrained")

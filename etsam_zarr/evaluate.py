@@ -184,7 +184,6 @@ def _checked_roi(roi: Box | None, truth: BinaryMask) -> Box:
         if not (span.size and span.stop <= whole.stop):
             raise SettingsError(
                 f"--roi takes {span} along {name}, where {truth.name} has {whole.stop} voxels. Give a region inside "
-                "it, "
-                "start below stop."
+                "it, start below stop."
             )
     return roi

@@ -35,8 +35,7 @@ class ArrayBox:
     def __init__(self, array: Any) -> None:  # noqa: ANN401 - numpy, Zarr and h5py share no type
         if len(array.shape) != 3:
             raise InputError(
-                f"The array has {len(array.shape)} dimensions, shape {tuple(array.shape)}; volumes have 3 "
-                "(z, y, x). "
+                f"The array has {len(array.shape)} dimensions, shape {tuple(array.shape)}; volumes have 3 (z, y, x). "
                 "Give one 3-D array, or one scale level of an image."
             )
         self._array = array
@@ -151,11 +150,9 @@ class BinaryMask:
 
     def _refuse(self, one: float, another: float) -> None:
         raise InputError(
-            f"{self._name} is not a binary mask: it holds {one:g} and {another:g} beside 0. Give a mask of "
-            "0 and one "
-            "other value; threshold scores first (etsam-zarr threshold), or pass --any-label to take every "
-            "value "
-            "but 0 as foreground."
+            f"{self._name} is not a binary mask: it holds {one:g} and {another:g} beside 0. Give a mask of 0 and one "
+            "other value; threshold scores first (etsam-zarr threshold), or pass --any-label to take every value but "
+            "0 as foreground."
         )
 
 
@@ -163,9 +160,8 @@ def require_same_shape(first: BoxSource, second: BoxSource, *, first_name: str, 
     """Raise InputError unless both have the same shape."""
     if first.shape != second.shape:
         raise InputError(
-            f"{first_name} is {_by(first.shape)} voxels, {second_name} is {_by(second.shape)} (z, y, x): "
-            "they "
-            "cannot be compared voxel by voxel. Give two volumes of the same grid, or resample one of them."
+            f"{first_name} is {_by(first.shape)} voxels, {second_name} is {_by(second.shape)} (z, y, x): they cannot "
+            "be compared voxel by voxel. Give two volumes of the same grid, or resample one of them."
         )
 
 

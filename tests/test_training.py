@@ -102,18 +102,19 @@ def test_resume_ends_as_if_never_interrupted(job: TrainJob, tmp_path: Path, weig
     class Interruption(Exception):
         pass
 
-    for stop_after in (1, 2):  # within an epoch, and (after the resume) in the next one
+    for saved in (1, 2, 3):  # within an epoch, (after the resume) at its end, and in the next one
         seen = 0
 
-        def stop(event: Event, stop_after: int = stop_after) -> None:
+        def stop(event: Event) -> None:
             nonlocal seen
             if isinstance(event, Advanced):
                 seen += 1
-                if seen > stop_after:
+                if seen > 1:
                     raise Interruption
 
         with pytest.raises(Interruption):
-            train(job, resume=stop_after > 1, on_event=stop)
+            train(job, resume=saved > 1, on_event=stop)
+        assert torch.load(job.folder / LAST, weights_only=True)["progress"]["step"] == saved
     train(job, resume=True)
 
     first, second = (torch.load(folder / LAST, weights_only=True) for folder in (whole.folder, job.folder))

@@ -144,12 +144,11 @@ def train(job: TrainJob, *, resume: bool = False, on_event: OnEvent = ignore) ->
         ended = progress.step % job.settings.steps_per_epoch == 0
         if ended:
             _finish_epoch(job, fabric, kept, progress, log, rate, begun, on_event)
+            progress.start_epoch()  # before the checkpoint, which else would carry these losses into the next epoch
         due = time.monotonic() - saved > 60 * job.minutes_between_checkpoints
         if (ended or due) and fabric.is_global_zero:
             save_progress(last, progress, model, optimizer, kept, fingerprint=job.fingerprint)
             saved = time.monotonic()
-        if ended:
-            progress.start_epoch()
     log.close()
     on_event(Finished(name, time.monotonic() - begun))
     return job.folder / KEPT

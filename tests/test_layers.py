@@ -104,3 +104,28 @@ def test_help_imports_neither_torch_nor_sam2() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].split() == ["imported:"]
+
+
+def _defined(module: str) -> set[str]:
+    """The names that a module defines at its top level."""
+    found = set()
+    for node in ast.parse(PATHS[module].read_bytes()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_documents_name_code_that_is_there(document: Path) -> None:
+    text = document.read_text()
+    named = re.findall(rf"`({'|'.join(map(re.escape, MODULES))})\.(?!py`)([A-Za-z_]+)`", text)
+    imported = re.findall(r"^\s*from etsam_zarr\.([a-z0-9_.]+) import ([\w, ]+)$", text, flags=re.MULTILINE)
+    for module, names in (*named, *imported):
+        assert module in MODULES, f"{document.name} imports from {module}"
+        assert {name.strip() for name in names.split(",")} <= _defined(module), f"{document.name}: {module}.{names}"
+    for before, file in re.findall(r"(\S+) `((?:[a-z_]+/)*[a-z_]+\.py)`", text):
+        elsewhere = before in ("as", "(ETSAM's")  # the reader's ("save this as"), or of another project
+        assert elsewhere or (ROOT / file).exists() or (LIBRARY / file).exists(), f"{document.name} names {file}"

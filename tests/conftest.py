@@ -44,18 +44,18 @@ def encoding_ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lets runs in this process encode ahead, whatever the machine; lists how many threads each such walk used."""
     import torch
 
-    from etsam_zarr import desk, sam
+    from etsam_zarr import desk, propagation
 
     used = []
 
-    class Noted(sam.EncodedAhead):
+    class Noted(propagation.EncodedAhead):
         def __enter__(self) -> Noted:
             used.append(self._thread.submit(torch.get_num_threads).result())
             super().__enter__()
             return self
 
     monkeypatch.setattr(desk, "worth_encoding_ahead", lambda device: True)
-    monkeypatch.setattr(sam, "EncodedAhead", Noted)
+    monkeypatch.setattr(propagation, "EncodedAhead", Noted)
     return used
 
 

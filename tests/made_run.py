@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -21,7 +22,7 @@ SHAPE = (24, 40, 36)
 def make_run(folder: Path, *, shape: Shape3 = SHAPE, version: OmeVersion = "0.4") -> RunStore:
     """A finished run whose native logits are noise that knows something of membranes."""
     native = 16
-    record = {
+    record: dict[str, Any] = {
         "shape": shape, "voxel_size": [10.0, 5.0, 5.0], "origin": [0.0, 100.0, 0.0], "ome_zarr": version, "name": "t",
         "source": "gone/t.mrc",
         "settings": {"prompted_slices": "etsam", "logit_threshold": -0.5, "sever_bridges": False},

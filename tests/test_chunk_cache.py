@@ -94,6 +94,7 @@ def test_slabs_of_a_band_decode_from_kept_chunks(web: WebServer, voxels: np.ndar
     options = RemoteOptions(cache=tmp_path / "cache", retry=FAST)
     address = RemoteAddress.parse(f"{web.url}/tomo.zarr")
     with open_remote(address, "tomo", options=options) as volume:
+        assert isinstance(volume, ZarrVolume)
         volume._bands.most_bytes = 3 * SHAPE[1] * SHAPE[2] * 4  # 3 of 8 slices
         np.testing.assert_array_equal(walk(volume, slab=4), voxels)
     assert set(fetched(web).values()) == {1}

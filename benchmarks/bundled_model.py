@@ -31,15 +31,15 @@ from model_card import RESULT, fill_card
 
 from etsam_zarr.bundled import BUNDLED_SETTINGS, bundled_paths
 from etsam_zarr.checkpoint import read_checkpoint
-from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Shape3, Span, cut
 from etsam_zarr.model_config import BUNDLED_MODEL, ModelConfig, read_model_config
 from etsam_zarr.phantom.store import write_phantom
 from etsam_zarr.phantom.volume import PhantomSettings
 from etsam_zarr.prompts import fixed_prompt, prompted_slices
-from etsam_zarr.propagation import Propagation, SliceOutput
 from etsam_zarr.runstore import RunStore
-from etsam_zarr.sam import build_predictor
+from etsam_zarr.sam.frames import StreamedFrames
+from etsam_zarr.sam.predictor import build_predictor
+from etsam_zarr.sam.propagation import Propagation, SliceOutput
 from etsam_zarr.scores import final_scores
 from etsam_zarr.sources import open_volume
 from etsam_zarr.stage_arrays import Stage

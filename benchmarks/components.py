@@ -59,7 +59,7 @@ def make_shells(path: Path, shape: tuple[int, int, int]) -> None:
 
 def label_ours(mask: Path, out: Path, kernel: str) -> int:
     """Label blockwise, two workers."""
-    from etsam_zarr.components import LabelSettings, find_components
+    from etsam_zarr.components.find import LabelSettings, find_components
     from etsam_zarr.masks import BinaryMask
 
     source = zarr.open_array(mask, mode="r")

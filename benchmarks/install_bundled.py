@@ -22,7 +22,7 @@ from etsam_zarr.model_config import BUNDLED_MODEL, read_model_config
 def main(stage1: Path, stage2: Path) -> None:
     """Install the checkpoints STAGE1 and STAGE2."""
     from etsam_zarr.checkpoint import read_checkpoint
-    from etsam_zarr.sam import build_predictor
+    from etsam_zarr.sam.predictor import build_predictor
     from etsam_zarr.training.stages import half_precision
 
     config = read_model_config(BUNDLED_MODEL)

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 
 from etsam_zarr.config import PROFILES, Settings
-from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Span
 from etsam_zarr.intensity import IntensityRange
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.pipeline import run
 from etsam_zarr.plan import Seams, cut_windows, plan_run
-from etsam_zarr.propagation import Propagation
 from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runstore import RunStore
-from etsam_zarr.sam import Predictor
+from etsam_zarr.sam.frames import StreamedFrames
+from etsam_zarr.sam.predictor import Predictor
+from etsam_zarr.sam.propagation import Propagation
 from etsam_zarr.slabs import Slab, SlabValues
 from etsam_zarr.sources import open_volume
 from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH, Stage

@@ -47,7 +47,7 @@ def write_weights(config: str, folder: Path) -> tuple[Path, Path]:
     import torch
 
     from etsam_zarr.model_config import read_model_config
-    from etsam_zarr.sam import build_predictor
+    from etsam_zarr.sam.predictor import build_predictor
     from etsam_zarr.seeded import make_sensitive
 
     paths = folder / "stage1.pt", folder / "stage2.pt"

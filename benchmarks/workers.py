@@ -37,7 +37,6 @@ def run_once(
     import zarr
     from throughput import write_weights
 
-    from etsam_zarr.cluster import local_cluster
     from etsam_zarr.config import resolve_settings
     from etsam_zarr.device import choose_precision
     from etsam_zarr.ledger import REDONE, Ledger
@@ -47,9 +46,10 @@ def run_once(
     from etsam_zarr.pipeline import RunSummary, run
     from etsam_zarr.plan import DEFAULT_CONTEXT, DEFAULT_TOLERANCE, Seams, cut_windows, plan_run
     from etsam_zarr.run_request import RunRequest
-    from etsam_zarr.runtime_dask import DaskRuntime
     from etsam_zarr.sources import open_volume
     from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH
+    from etsam_zarr.workers.cluster import local_cluster
+    from etsam_zarr.workers.runtime import DaskRuntime
 
     settings = resolve_settings("etsam-v2", tiling="tiles" if tiles > 1 else "whole")
     on_phantom = follow or windows > 1

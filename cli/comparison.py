@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from etsam_zarr_cli.result_options import region
 
-from etsam_zarr.block_grid import Box
+from etsam_zarr.components.grid import Box
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.events import Notice, OnEvent
 
 if TYPE_CHECKING:
-    from etsam_zarr.agreement import Evaluation
-    from etsam_zarr.evaluate import EvaluationSettings
+    from etsam_zarr.evaluation.agreement import Evaluation
+    from etsam_zarr.evaluation.comparison import EvaluationSettings
     from etsam_zarr.portal.table import TruthWish
     from etsam_zarr.results import Source
     from etsam_zarr.volume import Volume
@@ -37,7 +37,7 @@ class Comparison:
         self, prediction: Path | str, truth: Path | str | TruthWish, row: Mapping[str, str], on_event: OnEvent
     ) -> Evaluation:
         """Compare one pair; ``row`` is its line of the manifest, or empty."""
-        from etsam_zarr.evaluate import evaluate_mask, evaluate_scores
+        from etsam_zarr.evaluation.comparison import evaluate_mask, evaluate_scores
         from etsam_zarr.masks import BinaryMask, VolumeBox
         from etsam_zarr.remote.volumes import expect_only
         from etsam_zarr.results import Source
@@ -78,7 +78,7 @@ class Comparison:
                 return evaluate_mask(mask, true, settings=settings, on_event=on_event)
 
     def _settings(self, own_threshold: float) -> EvaluationSettings:
-        from etsam_zarr.evaluate import EvaluationSettings
+        from etsam_zarr.evaluation.comparison import EvaluationSettings
 
         return EvaluationSettings(
             thresholds=self.thresholds or (own_threshold,), roi=self.roi, tolerance=self.tolerance, curve=self.curve

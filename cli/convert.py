@@ -25,7 +25,7 @@ from etsam_zarr.errors import SettingsError
 from etsam_zarr.events import Notice
 from etsam_zarr.geometry import Shape3, pyramid_shapes
 from etsam_zarr.mrc.write import MrcPlan, slabs_of, write_mrc
-from etsam_zarr.ome_attributes import OmeVersion
+from etsam_zarr.ome.attributes import OmeVersion
 from etsam_zarr.remote.volumes import keep_chunks
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import VolumeInfo

@@ -13,12 +13,12 @@ from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.remote_options import access_options
 from etsam_zarr_cli.result_options import PATH, any_label, input_label, numbers, region, where
 
-from etsam_zarr.block_grid import Box
+from etsam_zarr.components.grid import Box
 from etsam_zarr.errors import EtsamZarrError, SettingsError
 from etsam_zarr.events import Notice
 
 if TYPE_CHECKING:
-    from etsam_zarr.agreement import Evaluation
+    from etsam_zarr.evaluation.agreement import Evaluation
     from etsam_zarr.manifest import Pair
     from etsam_zarr.portal.table import TruthWish, Unresolved
 
@@ -84,7 +84,7 @@ def command(
     PRED is a run store (its logits; a label of it with --label), a mask of integers, or a file of
     floating-point scores. Both may be addresses (https, s3, CryoET Data Portal).
     """
-    from etsam_zarr.curve_figure import save_curve_figure
+    from etsam_zarr.evaluation.figure import save_curve_figure
     from etsam_zarr.manifest import Pair, read_manifest, write_results
     from etsam_zarr.portal.table import Unresolved
     from etsam_zarr.sources import as_place
@@ -173,7 +173,7 @@ def _wish(
 
 def _show(prediction: Path | str, found: Evaluation) -> None:
     """Print a table for people."""
-    from etsam_zarr.metrics import ratios
+    from etsam_zarr.evaluation.metrics import ratios
 
     click.echo(str(prediction))
     click.echo(f"  {'':18}{'dice':>9}{'iou':>9}{'precision':>11}{'recall':>9}")

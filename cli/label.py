@@ -43,8 +43,8 @@ def command(
     In a run store the result is the label "components", made from "membranes_processed" where there is one, else from
     "membranes".
     """
-    from etsam_zarr.component_table import id_dtype, write_table
-    from etsam_zarr.components import LabelSettings, find_components
+    from etsam_zarr.components.find import LabelSettings, find_components
+    from etsam_zarr.components.table import id_dtype, write_table
     from etsam_zarr.masks import BinaryMask
     from etsam_zarr.results import COMPONENTS, Source, label_colours
 

@@ -63,7 +63,7 @@ def command(
 
     The same seed gives the same voxels, whatever the chunks; memory does not depend on the shape.
     """
-    from etsam_zarr.ome_attributes import OmeVersion
+    from etsam_zarr.ome.attributes import OmeVersion
     from etsam_zarr.phantom.density import Bilayer
     from etsam_zarr.phantom.imaging import Microscope
     from etsam_zarr.phantom.store import write_phantom

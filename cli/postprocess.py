@@ -43,8 +43,8 @@ def command(
     cuts the rungs between parallel membranes. In a run store the result is the label
     "membranes_processed"; the mask it was made from stays.
     """
-    from etsam_zarr.bridges import BridgeSettings
-    from etsam_zarr.components import LabelSettings
+    from etsam_zarr.components.bridges import BridgeSettings
+    from etsam_zarr.components.find import LabelSettings
     from etsam_zarr.maskpass import MEMBRANE_COLOUR, MEMBRANES
     from etsam_zarr.masks import BinaryMask
     from etsam_zarr.postprocess import PostprocessSettings, postprocess_mask

@@ -42,10 +42,10 @@ def command(
     """Draw slices and cuts of RUN, or of a tomogram (MRC, OME-Zarr), with the membranes outlined."""
     if len(percentiles) != 2:
         raise click.BadParameter("give two numbers, such as 1,99.", param_hint="--percentiles")
-    from etsam_zarr.preview import PreviewSettings, contact_sheet, open_for_pixels, save_sheet
     from etsam_zarr.remote.address import is_remote
     from etsam_zarr.results import Source
     from etsam_zarr.sources import base_name, open_volume
+    from etsam_zarr.viewing.preview import PreviewSettings, contact_sheet, open_for_pixels, save_sheet
 
     settings = PreviewSettings(slices, columns, panel, (percentiles[0], percentiles[1]))
     given = Source.at(Path(source), label=label)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from etsam_zarr_cli.triples import whole_zyx
 
-from etsam_zarr.block_grid import Box
+from etsam_zarr.components.grid import Box
 from etsam_zarr.geometry import Span
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -16,7 +16,7 @@ from etsam_zarr.runstore import RunStore
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from etsam_zarr.view_layers import ViewLayer
+    from etsam_zarr.viewing.layers import ViewLayer
 
 
 @click.command()
@@ -39,7 +39,7 @@ def command(store: Path, neuroglancer: bool, port: int, open_browser: bool) -> N
         return
     if port or open_browser:
         raise click.UsageError("--port and --open go with --neuroglancer.")
-    from etsam_zarr.view_layers import view_layers
+    from etsam_zarr.viewing.layers import view_layers
 
     try:
         import napari
@@ -74,8 +74,8 @@ def show(viewer: Any, layers: list[ViewLayer], *, angstrom: bool) -> None:  # no
 
 
 def _serve(run: RunStore, *, port: int, open_browser: bool) -> None:
-    from etsam_zarr.neuroglancer import neuroglancer_link, neuroglancer_state
-    from etsam_zarr.view_server import RunServer
+    from etsam_zarr.viewing.neuroglancer import neuroglancer_link, neuroglancer_state
+    from etsam_zarr.viewing.server import RunServer
 
     with RunServer(run.path, port=port).running() as server:
         link = neuroglancer_link(neuroglancer_state(run, server.address))

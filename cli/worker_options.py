@@ -132,9 +132,9 @@ class Team:
             return
         import torch
 
-        from etsam_zarr.cluster import dashboard_of, local_cluster
-        from etsam_zarr.runtime_dask import DaskRuntime
-        from etsam_zarr.worker_facts import look_over
+        from etsam_zarr.workers.cluster import dashboard_of, local_cluster
+        from etsam_zarr.workers.facts import look_over
+        from etsam_zarr.workers.runtime import DaskRuntime
 
         with contextlib.ExitStack() as stack:
             if self.client is None:
@@ -184,8 +184,8 @@ def hired(given: dict[str, Any], on_event: OnEvent) -> Iterator[Team]:
         return
     if given["devices"] is not None or given["workers"] is not None:
         raise SettingsError("--scheduler has workers of its own. Leave --devices and --workers out.")
-    from etsam_zarr.cluster import existing_cluster, wait_for_worker
-    from etsam_zarr.worker_facts import look_over
+    from etsam_zarr.workers.cluster import existing_cluster, wait_for_worker
+    from etsam_zarr.workers.facts import look_over
 
     with existing_cluster(given["scheduler"]) as client:
         wait_for_worker(client, seconds=_CLUSTER_PATIENCE_SECONDS, on_event=on_event)

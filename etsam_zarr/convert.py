@@ -2,7 +2,7 @@
 
 1. The arrays of all levels are created in ``<destination>.partial``, beside the destination.
 2. The finest level is copied in layers as deep as a chunk (or shard); a layer in blocks of about 128 MiB.
-3. The coarser levels are made from it on disk (see :mod:`etsam_zarr.pyramid`).
+3. The coarser levels are made from it on disk (see :mod:`etsam_zarr.ome.pyramid`).
 4. After each layer a small ledger in the partial folder says how many are done, for which source and settings
    (see :mod:`etsam_zarr.convert_ledger`).
 5. The folder gets its final name; nothing unfinished ever carries it.
@@ -24,9 +24,9 @@ from etsam_zarr.convert_ledger import LEDGER, ConvertLedger
 from etsam_zarr.errors import OutputExistsError, SettingsError
 from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span, ceil_div, cut, pyramid_shapes
-from etsam_zarr.ome import create_pyramid, zarr_format
-from etsam_zarr.ome_attributes import OmeVersion
-from etsam_zarr.pyramid import build_pyramid, write_unit
+from etsam_zarr.ome.attributes import OmeVersion
+from etsam_zarr.ome.groups import create_pyramid, zarr_format
+from etsam_zarr.ome.pyramid import build_pyramid, write_unit
 from etsam_zarr.volume import Volume
 
 # As deep as a usual slab, so that slices can be read without decoding others; 4 MiB a file for float32. Of

@@ -7,22 +7,22 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from etsam_zarr.allocation import keep_freed_memory
-from etsam_zarr.encode_ahead import takes_all_cores, worth_encoding_ahead
 from etsam_zarr.events import Advanced, OnEvent
-from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Span, cut
 from etsam_zarr.jobs import BlockJob
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.predictors import Predictors
-from etsam_zarr.propagation import Propagation, SliceOutput
 from etsam_zarr.remote.address import is_remote
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.sam.encode_ahead import takes_all_cores, worth_encoding_ahead
+from etsam_zarr.sam.frames import StreamedFrames
+from etsam_zarr.sam.propagation import Propagation, SliceOutput
+from etsam_zarr.sam.walk_state import Tensors
 from etsam_zarr.slabs import BackwardPredictions, Slab, SlabWriter
 from etsam_zarr.stage_arrays import StageArrays
 from etsam_zarr.stage_inputs import StageInputs, stage_inputs
 from etsam_zarr.statefile import read_state
 from etsam_zarr.volume import Volume
-from etsam_zarr.walk_state import Tensors
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from etsam_zarr.errors import OutputExistsError, SettingsError
 from etsam_zarr.events import OnEvent, ignore
 from etsam_zarr.geometry import Shape3, Span, cut
 from etsam_zarr.mrc.write import MrcPlan, write_mrc
-from etsam_zarr.ome import create_pyramid, register_label
-from etsam_zarr.ome_attributes import OmeVersion, Rgba
-from etsam_zarr.pyramid import Reduction, build_pyramid
+from etsam_zarr.ome.attributes import OmeVersion, Rgba
+from etsam_zarr.ome.groups import create_pyramid, register_label
+from etsam_zarr.ome.pyramid import Reduction, build_pyramid
 from etsam_zarr.volume import Array
 
 MRC_SUFFIXES = (".mrc", ".map", ".rec")

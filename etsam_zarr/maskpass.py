@@ -12,9 +12,9 @@ from etsam_zarr.atomic import disk_errors
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span, cut
 from etsam_zarr.ledger import Ledger
-from etsam_zarr.ome import create_pyramid, register_label
-from etsam_zarr.ome_attributes import OmeVersion
-from etsam_zarr.pyramid import build_pyramid
+from etsam_zarr.ome.attributes import OmeVersion
+from etsam_zarr.ome.groups import create_pyramid, register_label
+from etsam_zarr.ome.pyramid import build_pyramid
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.scores import ScoreView
 

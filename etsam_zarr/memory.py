@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 
 from etsam_zarr.errors import DoesNotFitError
-from etsam_zarr.frames import FRAMES_AHEAD
 from etsam_zarr.maskpass import mask_chunks
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.overview import overview_factor
 from etsam_zarr.plan import RunPlan, StagePlan
+from etsam_zarr.sam.frames import FRAMES_AHEAD
 from etsam_zarr.stage_arrays import LOGIT_CHUNK_DEPTH
 from etsam_zarr.volume import VolumeInfo
 from etsam_zarr.zarr_volume import DEFAULT_CACHE_BYTES

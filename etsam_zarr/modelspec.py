@@ -17,7 +17,7 @@ from etsam_zarr.weights import find_etsam_weights
 if TYPE_CHECKING:
     import torch
 
-    from etsam_zarr.sam import Predictor
+    from etsam_zarr.sam.predictor import Predictor
     from etsam_zarr.stage_arrays import Stage
 
 HOW_TO_GET_WEIGHTS = (
@@ -73,7 +73,7 @@ class ModelSpec:
 
     def build(self, device: torch.device | str) -> Predictor:
         """Build the predictor, with the initial weights of stage 1's seed."""
-        from etsam_zarr.sam import build_predictor
+        from etsam_zarr.sam.predictor import build_predictor
 
         return build_predictor(self.config, None, device=device, seed=_SEEDS[1])
 
@@ -156,7 +156,7 @@ def choose_model(
 @functools.cache
 def _seeded_weights(seed: int) -> dict[str, torch.Tensor]:
     """Draw the weights of the untrained model; kept, since one run asks for them several times."""
-    from etsam_zarr.sam import build_predictor
+    from etsam_zarr.sam.predictor import build_predictor
     from etsam_zarr.seeded import make_sensitive
 
     predictor = build_predictor(read_model_config(SEEDED_MODEL), None, seed=seed)

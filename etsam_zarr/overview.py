@@ -11,9 +11,9 @@ import zarr
 from etsam_zarr.atomic import disk_errors
 from etsam_zarr.events import ignore
 from etsam_zarr.geometry import Shape3, ceil_div
-from etsam_zarr.ome import create_pyramid
-from etsam_zarr.ome_attributes import OmeVersion
-from etsam_zarr.pyramid import build_pyramid
+from etsam_zarr.ome.attributes import OmeVersion
+from etsam_zarr.ome.groups import create_pyramid
+from etsam_zarr.ome.pyramid import build_pyramid
 
 LARGEST_EDGE = 512
 # Few slices deep: as many reduced slices wait to be written, and twice as many are read for the next level.

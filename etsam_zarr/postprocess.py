@@ -12,12 +12,12 @@ from typing import Any
 
 import zarr
 
-from etsam_zarr.bridges import BridgeSettings, sever_bridges
-from etsam_zarr.components import LabelSettings, find_components
+from etsam_zarr.components.bridges import BridgeSettings, sever_bridges
+from etsam_zarr.components.find import LabelSettings, find_components
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.events import OnEvent, ignore
 from etsam_zarr.masks import BinaryMask
-from etsam_zarr.pyramid import write_unit
+from etsam_zarr.ome.pyramid import write_unit
 
 DEFAULT_MIN_SLICES = 10
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.sam import Predictor
+from etsam_zarr.sam.predictor import Predictor
 from etsam_zarr.stage_arrays import Stage
 
 

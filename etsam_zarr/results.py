@@ -11,7 +11,7 @@ from etsam_zarr.errors import RunStoreError, SettingsError
 from etsam_zarr.label_output import LabelOutput, OutputFacts
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import MEMBRANES, mask_chunks
-from etsam_zarr.ome_attributes import OmeVersion, Rgba
+from etsam_zarr.ome.attributes import OmeVersion, Rgba
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.sources import open_volume
 from etsam_zarr.status import stage_status

@@ -16,7 +16,7 @@ from etsam_zarr.intensity import IntensityRange
 from etsam_zarr.jobs import RunFacts, VolumeAddress
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.modelspec import ModelSpec, fingerprint_of
-from etsam_zarr.ome_attributes import OmeVersion
+from etsam_zarr.ome.attributes import OmeVersion
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.remote.volumes import RemoteOptions
 from etsam_zarr.runstore import RunStore

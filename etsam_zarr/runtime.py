@@ -1,4 +1,4 @@
-"""Carries out the jobs of a stage: here one after another in this process; on several devices see ``runtime_dask``.
+"""Carries out the jobs of a stage: here one after another in this process; on several devices see ``workers.runtime``.
 
 A job says what is to be computed, in addresses and numbers; a planner says which jobs can be begun, from what the
 ledger notes; ``work`` does one. Both runtimes keep to the same rules: what one job meets does not stop the others, and

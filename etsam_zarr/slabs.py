@@ -16,11 +16,11 @@ from etsam_zarr.atomic import disk_errors
 from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span
 from etsam_zarr.ledger import Block, Ledger, SlabRecord
-from etsam_zarr.propagation import Propagation, SliceOutput
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.sam.propagation import Propagation, SliceOutput
+from etsam_zarr.sam.walk_state import Tensors
 from etsam_zarr.stage_arrays import StageArrays, read_stored
 from etsam_zarr.statefile import write_state
-from etsam_zarr.walk_state import Tensors
 
 Floats = npt.NDArray[np.float32]
 

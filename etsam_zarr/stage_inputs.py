@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from etsam_zarr.config import Settings
-from etsam_zarr.frames import ReadPlanes
 from etsam_zarr.fuse import LogitBounds, fuse
 from etsam_zarr.geometry import Span
 from etsam_zarr.intensity import IntensityRange, normalizer
@@ -21,6 +20,7 @@ from etsam_zarr.ledger import Ledger
 from etsam_zarr.plan import RunPlan
 from etsam_zarr.prompts import fixed_prompt
 from etsam_zarr.runstore import RunStore
+from etsam_zarr.sam.frames import ReadPlanes
 from etsam_zarr.scores import stage_scores
 from etsam_zarr.stage_arrays import Stage
 from etsam_zarr.tiling import Tile, padded

@@ -15,7 +15,7 @@ from etsam_zarr.errors import InputError
 from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
 from etsam_zarr.geometry import Span, cut
 from etsam_zarr.masks import BoxSource
-from etsam_zarr.pyramid import write_unit
+from etsam_zarr.ome.pyramid import write_unit
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 
 from etsam_zarr.errors import InputError, NoZarrError, RemoteError
 from etsam_zarr.geometry import Shape3
-from etsam_zarr.ome_metadata import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
+from etsam_zarr.ome.metadata import Multiscale, Placement, parse_multiscale, place, spatial_dimensions
 from etsam_zarr.remote.chunk_cache import ChunkStore
 from etsam_zarr.volume import VolumeInfo
 from etsam_zarr.zarr_volume import DECODING_ERRORS, DEFAULT_CACHE_BYTES, ZarrVolume

@@ -44,7 +44,8 @@ def encoding_ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lets runs in this process encode ahead, whatever the machine; lists how many threads each such walk used."""
     import torch
 
-    from etsam_zarr import desk, propagation
+    from etsam_zarr import desk
+    from etsam_zarr.sam import propagation
 
     used = []
 

@@ -11,8 +11,8 @@ from scipy import ndimage
 from etsam_zarr.geometry import Shape3
 from etsam_zarr.ledger import Ledger, SlabRecord
 from etsam_zarr.maskpass import write_mask
-from etsam_zarr.ome import create_pyramid
-from etsam_zarr.ome_attributes import OmeVersion
+from etsam_zarr.ome.attributes import OmeVersion
+from etsam_zarr.ome.groups import create_pyramid
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.scores import final_scores
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from tiny import texture
 
-from etsam_zarr.frames import to_frame
 from etsam_zarr.geometry import Span
-from etsam_zarr.propagation import Propagation, SliceOutput
+from etsam_zarr.sam.frames import to_frame
+from etsam_zarr.sam.propagation import Propagation, SliceOutput
 
 HEIGHT, WIDTH = 40, 48
 Mask = npt.NDArray[np.bool_]

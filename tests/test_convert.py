@@ -28,7 +28,7 @@ from etsam_zarr.errors import OutputError, OutputExistsError, SettingsError
 from etsam_zarr.events import Event, Notice, Started
 from etsam_zarr.geometry import Span
 from etsam_zarr.mrc.write import MrcPlan, slabs_of, write_mrc
-from etsam_zarr.pyramid import halve
+from etsam_zarr.ome.pyramid import halve
 from etsam_zarr.sources import open_volume
 from etsam_zarr.volume import Array, VolumeInfo
 

@@ -12,7 +12,7 @@ from etsam_zarr_cli.main import main
 from tiny import texture, write_tomogram
 
 from etsam_zarr.model_config import ETSAM_MODEL, read_model_config
-from etsam_zarr.sam import build_predictor
+from etsam_zarr.sam.predictor import build_predictor
 
 
 @pytest.mark.slow

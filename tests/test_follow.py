@@ -29,7 +29,6 @@ import zarr
 from etsam_zarr_cli.main import main
 
 from etsam_zarr import follow
-from etsam_zarr.cluster import local_cluster
 from etsam_zarr.config import resolve_settings
 from etsam_zarr.errors import RunStoreError
 from etsam_zarr.events import Event, Notice, OnEvent, ignore
@@ -40,9 +39,10 @@ from etsam_zarr.plan import plan_run
 from etsam_zarr.predictors import OF_PROCESS, Predictors
 from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runtime import J, NextJobs, R, Runtime, Tally, Work
-from etsam_zarr.runtime_dask import DaskRuntime
 from etsam_zarr.sources import open_volume
 from etsam_zarr.status import read_status
+from etsam_zarr.workers.cluster import local_cluster
+from etsam_zarr.workers.runtime import DaskRuntime
 
 SHAPE = (10, 40, 48)
 SLAB = 1

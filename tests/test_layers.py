@@ -86,8 +86,8 @@ def test_sam2_is_imported_in_one_place_and_in_training() -> None:
         for name, path in (*PATHS.items(), *((f"cli.{path.stem}", path) for path in (ROOT / "cli").glob("*.py")))
         if any(name.split(".")[0] == "sam2" for name in _imported(path))
     }
-    assert "sam" in importers
-    assert all(name == "sam" or name.startswith("training.") for name in importers), importers
+    assert "sam.predictor" in importers
+    assert all(name == "sam.predictor" or name.startswith("training.") for name in importers), importers
 
 
 @pytest.mark.parametrize("entrance", ["import etsam_zarr", "import etsam_zarr_cli.main"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etsam_zarr.ome_attributes import ImageMetadata
+from etsam_zarr.ome.attributes import ImageMetadata
 
 
 def test_metadata_names_the_reduction() -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from membrane_masks import noise, severed_by_the_rule, sheets
 from scipy import ndimage
 
-from etsam_zarr.bridges import BridgeSettings
-from etsam_zarr.components import LabelSettings
+from etsam_zarr.components.bridges import BridgeSettings
+from etsam_zarr.components.find import LabelSettings
 from etsam_zarr.errors import InputError, SettingsError
 from etsam_zarr.masks import BinaryMask
 from etsam_zarr.postprocess import PostprocessReport, PostprocessSettings, postprocess_mask

@@ -15,7 +15,7 @@ from sam_walks import RepeatedFrames, encoding_once, logits_of, prompted_walk, w
 
 from etsam_zarr.geometry import Span
 from etsam_zarr.modelspec import ModelSpec
-from etsam_zarr.propagation import SliceOutput
+from etsam_zarr.sam.propagation import SliceOutput
 
 DEPTH = 10
 # Slices 2 and on see both kinds of memory.

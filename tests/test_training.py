@@ -19,7 +19,7 @@ from etsam_zarr_cli.main import main
 from etsam_zarr.checkpoint import read_checkpoint
 from etsam_zarr.errors import DoesNotFitError, FingerprintError, ModelError, OutputExistsError
 from etsam_zarr.events import Advanced, Event, Notice
-from etsam_zarr.sam import build_predictor
+from etsam_zarr.sam.predictor import build_predictor
 from etsam_zarr.training.clips import Clip, ClipSampler
 from etsam_zarr.training.loop import KEPT, LOG, TrainJob, train
 from etsam_zarr.training.model import build_clip_model

@@ -11,9 +11,9 @@ import torch
 import training_tiny as tiny
 import zarr
 
-from etsam_zarr.frames import to_frame
 from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span
+from etsam_zarr.sam.frames import to_frame
 from etsam_zarr.training.clips import ClipSampler, clips_ahead
 from etsam_zarr.training.pairs import TrainingVolume
 from etsam_zarr.training.settings import RECIPES

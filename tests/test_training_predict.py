@@ -11,12 +11,12 @@ import torch
 import training_tiny as tiny
 import zarr
 
-from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import fixed_prompt
-from etsam_zarr.propagation import Propagation
-from etsam_zarr.sam import build_predictor
+from etsam_zarr.sam.frames import StreamedFrames
+from etsam_zarr.sam.predictor import build_predictor
+from etsam_zarr.sam.propagation import Propagation
 from etsam_zarr.seeded import make_sensitive
 from etsam_zarr.training import predict
 from etsam_zarr.training.pairs import TrainingVolume

@@ -28,18 +28,18 @@ from dask_cluster import Cluster
 from etsam_zarr_cli.main import main
 from killing import kept, records, still_running_at_a_random_moment
 
-from etsam_zarr.cluster import ALLOWED_FAILURES, local_cluster
 from etsam_zarr.config import resolve_settings
 from etsam_zarr.events import Advanced, Event, Notice, OnEvent, ignore
 from etsam_zarr.geometry import Span
 from etsam_zarr.modelspec import ModelSpec
 from etsam_zarr.pipeline import run
 from etsam_zarr.plan import plan_run
-from etsam_zarr.propagation import Propagation
 from etsam_zarr.run_request import RunRequest
 from etsam_zarr.runtime import J, NextJobs, R, Runtime, SerialRuntime, Work
-from etsam_zarr.runtime_dask import DaskRuntime
+from etsam_zarr.sam.propagation import Propagation
 from etsam_zarr.sources import open_volume
+from etsam_zarr.workers.cluster import ALLOWED_FAILURES, local_cluster
+from etsam_zarr.workers.runtime import DaskRuntime
 
 # Four tiles, two slabs each.
 SHAPE = (4, 300, 420)

@@ -15,10 +15,10 @@ from etsam_zarr.atomic import disk_errors
 from etsam_zarr.errors import DoesNotFitError, OutputExistsError
 from etsam_zarr.events import Advanced, Finished, OnEvent, Started, ignore
 from etsam_zarr.geometry import Shape3, Span
-from etsam_zarr.ome import create_pyramid, register_label, zarr_format
-from etsam_zarr.ome_attributes import OmeVersion
+from etsam_zarr.ome.attributes import OmeVersion
+from etsam_zarr.ome.groups import create_pyramid, register_label, zarr_format
+from etsam_zarr.ome.pyramid import build_pyramid
 from etsam_zarr.phantom.volume import TILE, Phantom, PhantomSettings, SignalMeter, noise_scale
-from etsam_zarr.pyramid import build_pyramid
 
 TRUTH_LABEL = "membranes"
 """Name of the label that holds the truth."""

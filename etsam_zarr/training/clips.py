@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from etsam_zarr.config import PromptMethod
-from etsam_zarr.frames import to_frame
 from etsam_zarr.geometry import Span
 from etsam_zarr.prompts import fixed_prompt
+from etsam_zarr.sam.frames import to_frame
 from etsam_zarr.training.augmentation import Warp, changed_greys
 from etsam_zarr.training.pairs import Image, Mask, TrainingVolume
 from etsam_zarr.training.settings import TrainSettings

@@ -15,13 +15,13 @@ import zarr
 
 from etsam_zarr.atomic import disk_errors, write_atomically
 from etsam_zarr.config import PromptMethod
-from etsam_zarr.frames import StreamedFrames
 from etsam_zarr.fuse import LogitBounds
 from etsam_zarr.geometry import Span
 from etsam_zarr.model_config import ModelConfig
 from etsam_zarr.prompts import fixed_prompt, prompted_slices
-from etsam_zarr.propagation import Propagation, SliceOutput
-from etsam_zarr.sam import build_predictor
+from etsam_zarr.sam.frames import StreamedFrames
+from etsam_zarr.sam.predictor import build_predictor
+from etsam_zarr.sam.propagation import Propagation, SliceOutput
 from etsam_zarr.training.pairs import TrainingVolume
 from etsam_zarr.training.settings import TrainSettings
 

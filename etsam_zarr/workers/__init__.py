@@ -1,0 +1,1 @@
+"""The workers of a dask.distributed cluster, and the jobs that they do."""

@@ -1,6 +1,7 @@
-"""The one module that imports sam2: it builds the video predictor, and hands it slices where it would load pictures.
+"""Builds sam2's video predictor, and hands it slices where it would load pictures.
 
-(Here and in ``propagation.py`` a slice is sometimes called a frame, as sam2 does.)
+Apart from training this is the one module that imports sam2. (In this package a slice is sometimes called a frame, as
+sam2 does.)
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -42,10 +43,14 @@ def _no_thread_is_left() -> bool:
     return all(thread.name != "prepare-slices" for thread in threading.enumerate())
 
 
-def test_a_frame_is_what_etsam_makes_of_a_slice() -> None:
-    expected = reference.to_video(VOLUME[:3], SIZE)
+@pytest.mark.parametrize("shape", [(9, 11), (SIZE, SIZE), (SIZE, 40), (40, 40)])
+def test_a_frame_is_what_etsam_makes_of_a_slice(shape: tuple[int, int]) -> None:
+    """Smaller, larger, and (as tiles are) of exactly the model's size."""
+    volume = texture((3, *shape))
+    before, expected = volume.copy(), reference.to_video(volume, SIZE)
     for z in range(3):
-        assert torch.equal(to_frame(VOLUME[z], SIZE), expected[z])
+        assert torch.equal(to_frame(volume[z], SIZE), expected[z])
+    np.testing.assert_array_equal(volume, before)
     assert len(_frames(_Reader())) == DEPTH
 
 

@@ -46,8 +46,9 @@ def to_frame(plane: npt.NDArray[np.float32], image_size: int) -> torch.Tensor:
 
     As ETSAM does: Pillow's default resize of a float image, three equal channels, ImageNet's mean and deviation.
     """
-    resized = np.array(Image.fromarray(plane).resize((image_size, image_size)))
-    channels = resized - _MEAN
+    if plane.shape != (image_size, image_size):  # else Pillow only copies, three times
+        plane = np.array(Image.fromarray(plane).resize((image_size, image_size)))
+    channels = plane - _MEAN
     channels /= _DEVIATION
     return torch.from_numpy(channels)
 

@@ -6,6 +6,7 @@ import sys
 import time
 
 import click
+from etsam_zarr_cli.amounts import duration_text, rate_text
 from tqdm import tqdm
 
 from etsam_zarr.events import Advanced, Event, Finished, Notice, Started
@@ -77,13 +78,13 @@ class _PlainCounter:
             return
         self._said = now
         rate = (self._done - self._event.done) / (now - self._begun)
-        left = (self._event.total - self._done) / rate
-        self._say(f"{self._done}/{self._event.total} {self._event.unit}, {rate:.3g}/s, {left:.0f} s left")
+        left = duration_text((self._event.total - self._done) / rate)
+        self._say(f"{self._done}/{self._event.total} {self._event.unit}, {rate_text(rate)}/s, {left} left")
 
     def finish(self, seconds: float) -> None:
         computed = self._done - self._event.done
-        rate = f", {computed / seconds:.3g} {self._event.unit}/s" if computed and seconds > 0 else ""
-        self._say(f"done in {seconds:.1f} s{rate}")
+        rate = f", {rate_text(computed / seconds)} {self._event.unit}/s" if computed and seconds > 0 else ""
+        self._say(f"done in {duration_text(seconds)}{rate}")
 
     def _say(self, text: str) -> None:
         click.echo(f"{self._event.name}: {text}", err=True)

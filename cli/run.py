@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from etsam_zarr_cli.amounts import duration_text
 from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.report import plan_lines
 from etsam_zarr_cli.run_options import Prepared, prepare, run_options
@@ -53,7 +54,7 @@ def command(
         outside = 1 - summary.model_seconds / summary.seconds / summary.workers
         together = f" of {summary.workers} workers" if summary.workers > 1 else ""
         click.echo(
-            f"{summary.seconds:.1f} s, of which {summary.model_seconds:.1f} s in the model{together} "
+            f"{duration_text(summary.seconds)}, of which {duration_text(summary.model_seconds)} in the model{together} "
             f"({max(0, outside):.0%} outside of it)"
         )
     click.echo(f"membranes  {summary.voxels} voxels ({share:.2%}) above logit {prepared.settings.logit_threshold:g}")

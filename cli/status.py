@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from etsam_zarr_cli.amounts import rate_text
 from etsam_zarr_cli.report import model_kind
 
 from etsam_zarr.seams import seam_text
@@ -32,7 +33,7 @@ def command(store: Path, as_json: bool) -> None:
     tiles = status.stages[0].total // z
     of_tiles = f" of {tiles} tiles" if tiles > 1 else ""
     for stage in status.stages:
-        rate = f", {stage.slices / stage.seconds:.3g} slices/s in the model" if stage.seconds else ""
+        rate = f", {rate_text(stage.slices / stage.seconds)} slices/s in the model" if stage.seconds else ""
         click.echo(f"stage {stage.stage}    {stage.slices}/{stage.total} slices{of_tiles}{rate}")
         for seam in stage.seams:
             click.echo(f"           {seam_text(seam)}")

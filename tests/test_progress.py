@@ -44,7 +44,7 @@ def test_now_and_then_it_gets_the_rate_and_the_time_left(
         shown(Advanced("mask", 5))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "mask: 100 slices, 20 already done"
-    assert lines[1:] == ["mask: 35/100 slices, 0.5/s, 130 s left", "mask: 50/100 slices, 0.5/s, 100 s left"]
+    assert lines[1:] == ["mask: 35/100 slices, 0.5/s, 2 min 10 s left", "mask: 50/100 slices, 0.5/s, 1 min 40 s left"]
 
 
 def test_a_terminal_gets_a_bar_that_is_closed_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,19 @@
-"""Rates and durations as people read them, whatever their size."""
+"""Sizes, rates and durations as people read them, however large."""
 
 from __future__ import annotations
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes in a unit that people read.
+
+    >>> bytes_text(1536), bytes_text(3 * 2**30)
+    ('1.5 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def rate_text(per_second: float) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from etsam_zarr_cli.result_options import region
 
-from etsam_zarr.components.grid import Box
 from etsam_zarr.errors import SettingsError
 from etsam_zarr.events import Notice, OnEvent
+from etsam_zarr.geometry import Box
 
 if TYPE_CHECKING:
     from etsam_zarr.evaluation.agreement import Evaluation

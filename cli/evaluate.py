@@ -13,9 +13,9 @@ from etsam_zarr_cli.progress import Progress
 from etsam_zarr_cli.remote_options import access_options
 from etsam_zarr_cli.result_options import PATH, any_label, input_label, numbers, region, where
 
-from etsam_zarr.components.grid import Box
 from etsam_zarr.errors import EtsamZarrError, SettingsError
 from etsam_zarr.events import Notice
+from etsam_zarr.geometry import Box
 
 if TYPE_CHECKING:
     from etsam_zarr.evaluation.agreement import Evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from etsam_zarr_cli.amounts import bytes_text
 from etsam_zarr_cli.run_options import Prepared
 from etsam_zarr_cli.traffic import plan_line
 from etsam_zarr_cli.worker_options import Team
@@ -68,19 +69,6 @@ def size(info: VolumeInfo) -> str:
     else:
         spacing = "voxel {:g} x {:g} x {:g} A (z y x)".format(*info.voxel_size)
     return f"{z} x {y} x {x} (z y x) {info.dtype}, {spacing}"
-
-
-def bytes_text(count: float) -> str:
-    """Return a number of bytes in a unit that people read.
-
-    >>> bytes_text(1536), bytes_text(3 * 2**30)
-    ('1.5 KiB', '3.0 GiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def _tiles(plan: RunPlan) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 import click
 from etsam_zarr_cli.triples import whole_zyx
 
-from etsam_zarr.components.grid import Box
-from etsam_zarr.geometry import Span
+from etsam_zarr.geometry import Box, Span
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from etsam_zarr_cli.amounts import bytes_text
 from etsam_zarr_cli.remote_options import Cache
 
 from etsam_zarr.geometry import Span
@@ -48,13 +49,13 @@ def plan_line(need: Need, cache: Cache) -> str:
     """
     chunks = f"{need.chunks} chunks" if need.chunks != 1 else "1 chunk"
     if need.known_bytes is None:
-        amount = f"at most {_text(need.most_bytes)} in {chunks} (uncompressed; the server does not say more)"
+        amount = f"at most {bytes_text(need.most_bytes)} in {chunks} (uncompressed; the server does not say more)"
     elif need.exact:
-        amount = f"{_text(need.known_bytes)} in {chunks}, as the server says"
+        amount = f"{bytes_text(need.known_bytes)} in {chunks}, as the server says"
     else:
         amount = (
-            f"about {_text(need.known_bytes)} in {chunks} (estimated from the sizes of some; at most "
-            f"{_text(need.most_bytes)})"
+            f"about {bytes_text(need.known_bytes)} in {chunks} (estimated from the sizes of some; at most "
+            f"{bytes_text(need.most_bytes)})"
         )
     if cache == "none":
         return f"traffic    {amount}; for each of three passes, as nothing is kept"
@@ -69,7 +70,7 @@ def summary_lines(volume: Volume) -> list[str]:
         return []
     count = supply.store.remote.traffic.count
     again = f", {count.retries} of them repeated" if count.retries else ""
-    lines = [f"traffic    {_text(count.bytes)} read in {count.requests} requests{again}"]
+    lines = [f"traffic    {bytes_text(count.bytes)} read in {count.requests} requests{again}"]
     missing = supply.store.missing
     if missing:
         some = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
@@ -91,10 +92,3 @@ def cached_bytes(supply: ChunkSupply | None) -> int:
     """Return what an earlier, interrupted command has left on disk already."""
     shelf = None if supply is None else supply.store.shelf
     return shelf.size() if isinstance(shelf, DiskShelf) else 0
-
-
-def _text(count: float) -> str:
-    from etsam_zarr_cli.report import bytes_text
-
-    text: str = bytes_text(count)
-    return text

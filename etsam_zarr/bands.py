@@ -8,8 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from etsam_zarr.geometry import Shape3, Span, aligned, cut
-from etsam_zarr.remote.chunk_supply import Box
+from etsam_zarr.geometry import Box, Shape3, Span, aligned, cut
 from etsam_zarr.volume import Array
 
 # Decoded chunks that zarr may hold at once while it fills an array.

@@ -56,6 +56,10 @@ class Span:
         return f"{self.start}:{self.stop}"
 
 
+Box = tuple[Span, Span, Span]
+"""A box of voxels: spans along z, y, x."""
+
+
 def box_within(shape: Shape3, z: Span, y: Span | None, x: Span | None) -> tuple[Span, Span, Span]:
     """Return the spans of a box in z, y, x, with None meaning the whole axis.
 

@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from etsam_zarr.errors import InputError
 from etsam_zarr.geometry import Shape3, Span
-from etsam_zarr.volume import Volume
+from etsam_zarr.volume import Array, Volume
 
-Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
 
 

@@ -12,7 +12,7 @@ from etsam_zarr.intensity_pass import measure
 from etsam_zarr.ledger import Ledger
 from etsam_zarr.maskpass import write_mask
 from etsam_zarr.predictors import Predictors
-from etsam_zarr.run_request import RunRequest, open_store, run_facts, take_over_voxel_size
+from etsam_zarr.run_request import RunRequest, open_run_store, run_facts, take_over_voxel_size
 from etsam_zarr.runstore import RunStore
 from etsam_zarr.runtime import Runtime, SerialRuntime
 from etsam_zarr.scores import final_scores
@@ -72,7 +72,7 @@ def run(
     """
     begun = time.monotonic()
     runtime = runtime or SerialRuntime()
-    store = open_store(volume, destination, request, workers=runtime.workers)
+    store = open_run_store(volume, destination, request, workers=runtime.workers)
     with store.locked() as fence, ThreadPoolExecutor(1, "overview") as background:
         ledger = Ledger(store.path / "ledger")
         take_over_voxel_size(volume, store, ledger, on_event)

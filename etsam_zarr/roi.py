@@ -7,8 +7,7 @@ import hashlib
 import math
 
 from etsam_zarr.errors import InputError, SettingsError
-from etsam_zarr.geometry import Span, box_within
-from etsam_zarr.remote.chunk_supply import Box
+from etsam_zarr.geometry import Box, Span, box_within
 from etsam_zarr.volume import Array, Volume, VolumeInfo
 from etsam_zarr.zarr_volume import ZarrVolume
 

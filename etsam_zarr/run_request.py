@@ -69,7 +69,7 @@ def run_facts(volume: Volume, store: RunStore, request: RunRequest, limits: Inte
     )
 
 
-def open_store(volume: Volume, destination: Path, request: RunRequest, *, workers: int) -> RunStore:
+def open_run_store(volume: Volume, destination: Path, request: RunRequest, *, workers: int) -> RunStore:
     """Open the run store at ``destination`` to go on with it, or create it.
 
     Parameters

@@ -17,9 +17,9 @@ from zarr.core.sync import sync
 
 from etsam_zarr.bands import BandCache, band_of, chunk_groups, within_layers
 from etsam_zarr.errors import InputError
-from etsam_zarr.geometry import Span, aligned, box_within
+from etsam_zarr.geometry import Box, Span, aligned, box_within
 from etsam_zarr.remote.chunk_cache import ChunkStore
-from etsam_zarr.remote.chunk_supply import Box, ChunkLayout, ChunkSupply
+from etsam_zarr.remote.chunk_supply import ChunkLayout, ChunkSupply
 from etsam_zarr.volume import Array, Volume, VolumeInfo
 
 DEFAULT_CACHE_BYTES = 1 << 30

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from etsam_zarr.errors import SettingsError
-from etsam_zarr.geometry import Span
+from etsam_zarr.geometry import Box, Span
 from etsam_zarr.phantom.density import render
 from etsam_zarr.phantom.imaging import KERNEL_RADIUS, convolve, signal_kernel
-from etsam_zarr.phantom.volume import TILE, Box, Phantom, PhantomSettings, SignalMeter, noise_scale
+from etsam_zarr.phantom.volume import TILE, Phantom, PhantomSettings, SignalMeter, noise_scale
 
 # Two tiles along z and two along x.
 SETTINGS = PhantomSettings(shape=(72, 96, 144), seed=11)

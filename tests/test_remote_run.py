@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import tiny
 import zarr
+from etsam_zarr_cli.amounts import bytes_text
 from etsam_zarr_cli.main import main
-from etsam_zarr_cli.report import bytes_text
 from http_server import WebServer, serving
 from portal_store import stored_bytes, write_portal_store
 

@@ -108,16 +108,16 @@ def stopped_within_a_block(cluster: Cluster, process: subprocess.Popen[str], sto
     wait_for_slabs(process, store, 1)
     (nanny,) = cluster.workers
     workers = psutil.Process(nanny.pid).children(recursive=True)
-    for attempt in itertools.count(1):
-        for worker in workers:
-            worker.suspend()
-        if len(records(store)) % 2:
-            break
-        assert attempt < 100
-        for worker in workers:
-            worker.resume()
-        time.sleep(0.05)
     try:
+        for attempt in itertools.count(1):
+            for worker in workers:
+                worker.suspend()
+            if len(records(store)) % 2:
+                break
+            assert attempt < 100
+            for worker in workers:
+                worker.resume()
+            time.sleep(0.05)
         yield
     finally:
         for worker in workers:

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etsam_zarr.components.graph import faces_of, reach_of
-from etsam_zarr.components.grid import Box
 from etsam_zarr.errors import RunStoreError, SettingsError
-from etsam_zarr.geometry import Shape3
+from etsam_zarr.geometry import Box, Shape3
 
 Kernel = Literal["auto", "scipy", "cc3d", "dask-image"]
 Mask = npt.NDArray[np.bool_]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ from etsam_zarr.components.grid import BlockGrid, forward_offsets
 from etsam_zarr.errors import DoesNotFitError, SettingsError
 from etsam_zarr.geometry import Shape3
 
-Array = npt.NDArray[Any]
 LocalIds = npt.NDArray[np.uint32]
 Ids = npt.NDArray[np.int64]
 FaceReader = Callable[[int, int, int], LocalIds | None]

@@ -6,10 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from etsam_zarr.errors import SettingsError
-from etsam_zarr.geometry import Shape3, Span, ceil_div
-
-Box = tuple[Span, Span, Span]
-"""A box of voxels: spans along z, y, x."""
+from etsam_zarr.geometry import Box, Shape3, Span, ceil_div
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from etsam_zarr.components.grid import Box
 from etsam_zarr.evaluation.curve import ScoreCurve
 from etsam_zarr.evaluation.metrics import Confusion, Plane, Tolerant, ratios
+from etsam_zarr.geometry import Box
 
 
 @dataclass(frozen=True)

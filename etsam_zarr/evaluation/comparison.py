@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from etsam_zarr.components.grid import Box
 from etsam_zarr.errors import InputError, SettingsError
 from etsam_zarr.evaluation.agreement import Evaluation, MaskAgreement
 from etsam_zarr.evaluation.curve import ScoreCounter
 from etsam_zarr.evaluation.metrics import OverlapCounter, Tolerant
 from etsam_zarr.events import Advanced, Finished, Notice, OnEvent, Started, ignore
-from etsam_zarr.geometry import Span, cut
+from etsam_zarr.geometry import Box, Span, cut
 from etsam_zarr.masks import BinaryMask, BoxSource, require_same_shape
 
 # Voxels compared at once: some 30 bytes each, and 60 more where a tolerance asks for distances.

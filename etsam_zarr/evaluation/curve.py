@@ -21,8 +21,8 @@ import numpy.typing as npt
 from etsam_zarr.atomic import disk_errors
 from etsam_zarr.errors import InputError
 from etsam_zarr.evaluation.keys import just_below, ordered_keys, value_of_key
+from etsam_zarr.volume import Array
 
-Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
 
 POINTS = 1000

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etsam_zarr.errors import SettingsError
-from etsam_zarr.geometry import Shape3, Span, ceil_div
+from etsam_zarr.geometry import Box, Shape3, Span, ceil_div
 from etsam_zarr.phantom.density import CARBON_RADIUS, Bilayer, Carbon, render
 from etsam_zarr.phantom.draws import generator
 from etsam_zarr.phantom.imaging import (
@@ -33,8 +33,6 @@ from etsam_zarr.phantom.imaging import (
     white_noise,
 )
 from etsam_zarr.phantom.scene import Scene
-
-Box = tuple[Span, Span, Span]
 
 TILE: Shape3 = (64, 128, 128)
 """The fixed unit of computation in voxels. With its margins it makes Fourier transforms of 104 x 168 x

@@ -15,12 +15,9 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from etsam_zarr.geometry import Shape3, Span, ceil_div
+from etsam_zarr.geometry import Box, Shape3, Span, ceil_div
 from etsam_zarr.remote.chunk_cache import ChunkStore
 from etsam_zarr.remote.chunk_shelf import Shelf
-
-Box = tuple[Span, Span, Span]
-"""A box of voxels in z, y, x."""
 
 # Chunks that are asked for their size at most: more would take longer than the figure is worth.
 _SIZES_ASKED = 64

@@ -15,10 +15,11 @@ from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from etsam_zarr.errors import NoZarrError, RemoteError
+from etsam_zarr.geometry import Box
 from etsam_zarr.remote.address import SCHEMES, RemoteAddress, as_uri, is_remote
 from etsam_zarr.remote.chunk_cache import ChunkStore, MissingChunks
 from etsam_zarr.remote.chunk_shelf import DiskShelf, MemoryShelf
-from etsam_zarr.remote.chunk_supply import Box, ChunkSupply
+from etsam_zarr.remote.chunk_supply import ChunkSupply
 from etsam_zarr.remote.http_store import HttpStore
 from etsam_zarr.remote.s3_store import open_s3
 from etsam_zarr.remote.store import RemoteStore, RetryPolicy
